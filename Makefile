@@ -1,0 +1,44 @@
+# keepmark: what a developer runs. `make help` says what each target does.
+#
+# There is one cargo profile (release) for everything, so that dependencies are compiled once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# Tests find the guest's kernel and the built program through these.
+export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
+
+.PHONY: help deps bench-deps build lint test demo bench fuzz clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install the system packages that building, testing and the demonstration need (Debian 12; as root or by sudo)
+	@scripts/deps.sh
+
+bench-deps: ## the same and the programs that `make bench` compares with
+	@scripts/deps.sh --bench
+
+build: ## build the program: target/release/keepmark
+	$(CARGO) build --release
+
+lint: ## formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
+test: deps build lint ## everything: packages, build, lints, all tests
+	$(CARGO) test --release --workspace
+
+demo: deps build ## one guest, from the first full backup to the restored, booted copy
+	@scripts/demo.sh
+
+bench: bench-deps build ## speed and memory against other programs, on a disk that the script makes
+	@scripts/bench.sh
+
+fuzz: ## longer property tests of everything that is parsed from outside
+	PROPTEST_CASES=20000 $(CARGO) test --release -p keepmark-nbd -p keepmark-model --lib
+
+clean: ## remove what was built (not the packages)
+	$(CARGO) clean
