@@ -1,0 +1,3 @@
+//! The keepmark command.
+
+fn main() {}

@@ -1,0 +1,71 @@
+//! How failures cross the seams: what kind they are for the caller, what caused them, and what helps.
+
+use std::error::Error;
+use std::fmt;
+
+/// What a failure means to whoever called the program; each has an exit code of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureClass {
+    /// It did not work.
+    Failed,
+    /// What was asked for makes no sense (unknown disk, bad name).
+    Usage,
+    /// There is no store at the place that was named.
+    NoStore,
+    /// Another process holds what is needed.
+    Locked,
+    /// The store's password is another one.
+    WrongPassword,
+    /// The VM does not answer.
+    Unreachable,
+    /// The user interrupted it.
+    Interrupted,
+}
+
+/// A failure on its way to the edge, where it is shown once.
+///
+/// Display says what failed; [`Error::source`] leads on to the causes.
+#[derive(Debug)]
+pub struct Failure {
+    class: FailureClass,
+    hint: Option<String>,
+    error: Box<dyn Error + Send + Sync>,
+}
+
+impl Failure {
+    /// Wraps an error with its meaning.
+    pub fn new(class: FailureClass, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { class, hint: None, error: error.into() }
+    }
+
+    /// Adds the sentence or command that helps.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// What it means to the caller.
+    #[must_use]
+    pub fn class(&self) -> FailureClass {
+        self.class
+    }
+
+    /// What helps, if anything is known to.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.source()
+    }
+}

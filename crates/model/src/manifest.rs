@@ -1,0 +1,219 @@
+//! The manifest: the small document whose publication makes a backup exist. Described for people in `docs/format.md`.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::extents::{ChunkSize, Size};
+use crate::facts::{Power, SkippedDisk};
+use crate::names::{BackupId, CheckpointName, DiskName, VmId, VmIdentity};
+
+/// The manifest version that this program writes; newer ones are refused, older ones are read.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// How a backup or a disk of it was captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Everything was read.
+    Full,
+    /// What changed since the last full.
+    Differential,
+    /// What changed since the last backup.
+    Incremental,
+    /// Everything was read and compared with the last backup; only differences were stored.
+    Resync,
+}
+
+impl Kind {
+    /// The word used in JSON, tags and tables.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Differential => "differential",
+            Self::Incremental => "incremental",
+            Self::Resync => "resync",
+        }
+    }
+}
+
+/// What state the guest's data are in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// File systems were quiesced by the guest agent, or the VM was powered off.
+    Application,
+    /// As after a power cut at that moment, over all disks.
+    Crash,
+}
+
+impl Consistency {
+    /// The word used in JSON and tables.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Application => "application",
+            Self::Crash => "crash",
+        }
+    }
+}
+
+/// What is known of a backup, saved inside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`MANIFEST_VERSION`] of the writer.
+    pub version: u32,
+    /// The program that wrote it: `keepmark 0.1.0`.
+    pub program: String,
+    /// Whose backup it is.
+    pub vm: VmIdentity,
+    /// The moment of the content, by the clock of the host that ran keepmark.
+    pub time: Timestamp,
+    /// How it was captured; the most expensive kind of its disks.
+    pub kind: Kind,
+    /// Why that kind, in words.
+    pub reason: String,
+    /// The checkpoint that started at this moment, if one did.
+    pub checkpoint: Option<CheckpointName>,
+    /// What state the guest's data are in.
+    pub consistency: Consistency,
+    /// How long the VM's processors stood still.
+    pub pause_ms: u64,
+    /// How long the guest's file systems were frozen, if they were.
+    pub freeze_ms: Option<u64>,
+    /// From start until just before publication.
+    pub duration_ms: u64,
+    /// Whether the VM ran.
+    pub power: Power,
+    /// Driver and version: `qemu 10.0.2`.
+    pub hypervisor: String,
+    /// Its disks.
+    pub disks: Vec<ManifestDisk>,
+    /// Devices that were left out.
+    pub skipped: Vec<SkippedDisk>,
+    /// What was not as it should be, in words.
+    pub findings: Vec<String>,
+}
+
+/// What is known of one disk of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestDisk {
+    /// How it is called; also the folder of its chunks.
+    pub name: DiskName,
+    /// Bytes the guest saw.
+    pub size: Size,
+    /// How it was captured.
+    pub kind: Kind,
+    /// Why that kind, in words.
+    pub reason: String,
+    /// Format of the active image.
+    pub format: String,
+    /// Cluster size of the active image, bytes.
+    pub cluster_size: Option<u64>,
+    /// Where the active image was.
+    pub image: String,
+    /// Size of its chunks in this store.
+    pub chunk_size: ChunkSize,
+    /// Whether the backup's checkpoint has a bitmap on this disk.
+    pub checkpointed: bool,
+    /// The backup whose chunks were taken over where nothing changed.
+    pub base: Option<BackupId>,
+    /// Bytes that the bitmaps (and growth) called changed; the size where everything was read.
+    pub dirty_bytes: u64,
+    /// Bytes read from the VM.
+    pub read_bytes: u64,
+    /// Bytes that went into the store for this disk's chunks.
+    pub stored_bytes: u64,
+    /// Bytes that were called clean and were read again to check that.
+    pub audited_bytes: u64,
+}
+
+/// A published backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredBackup {
+    /// Its id in the store.
+    pub id: BackupId,
+    /// What is known of it.
+    pub manifest: Manifest,
+}
+
+impl Manifest {
+    /// The sequence that it belongs to.
+    #[must_use]
+    pub fn vm_id(&self) -> VmId {
+        self.vm.id()
+    }
+
+    /// Bytes of all its disks together, as the guest saw them.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.size.0).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes that went into the store for its disks.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.stored_bytes).fold(0, u64::saturating_add)
+    }
+
+    /// One of its disks.
+    #[must_use]
+    pub fn disk(&self, name: &DiskName) -> Option<&ManifestDisk> {
+        self.disks.iter().find(|disk| disk.name == *name)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A manifest of one disk `vda` of 1 MiB with a checkpoint.
+    pub(crate) fn sample(checkpoint: Option<&str>) -> Manifest {
+        let checkpoint = checkpoint.map(|name| CheckpointName::parse(name).unwrap());
+        Manifest {
+            version: MANIFEST_VERSION,
+            program: "keepmark 0.1.0".into(),
+            vm: VmIdentity::new("web", None).unwrap(),
+            time: "2026-11-22T18:00:00Z".parse().unwrap(),
+            kind: Kind::Full,
+            reason: "first backup of this VM in this store".into(),
+            consistency: Consistency::Crash,
+            pause_ms: 7,
+            freeze_ms: None,
+            duration_ms: 900,
+            power: Power::Running,
+            hypervisor: "qemu 10.0.2".into(),
+            disks: vec![ManifestDisk {
+                name: DiskName::new("vda").unwrap(),
+                size: Size(1 << 20),
+                kind: Kind::Full,
+                reason: "first backup of this disk in this store".into(),
+                format: "qcow2".into(),
+                cluster_size: Some(65_536),
+                image: "/images/web.qcow2".into(),
+                chunk_size: ChunkSize::DEFAULT,
+                checkpointed: checkpoint.is_some(),
+                base: None,
+                dirty_bytes: 1 << 20,
+                read_bytes: 1 << 20,
+                stored_bytes: 1234,
+                audited_bytes: 0,
+            }],
+            checkpoint,
+            skipped: vec![],
+            findings: vec![],
+        }
+    }
+
+    #[test]
+    fn version_1_is_written_as_documented() {
+        insta::assert_json_snapshot!("manifest-v1", sample(Some("km1-20261122T180000Z-3f9a1c0d7be2")));
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let manifest = sample(None);
+        let text = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+    }
+}

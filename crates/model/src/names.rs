@@ -1,0 +1,266 @@
+//! The names by which VMs, disks, checkpoints, backups and stores are called, each a type of its own.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What every lasting bitmap and checkpoint of keepmark begins with.
+pub const CHECKPOINT_PREFIX: &str = "km1-";
+/// What every temporary bitmap, node, export and job of keepmark begins with.
+pub const TEMPORARY_PREFIX: &str = "km1tmp-";
+/// Longest name, in bytes, that is taken from outside for a VM or a disk.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// The name is empty, too long, or has characters that no file name can carry safely.
+    #[error("{what} name {name:?} must have 1 to {NAME_BYTES_MAX} bytes, no '/' and no control characters, and be neither '.' nor '..'")]
+    Unusable {
+        /// What was to be named.
+        what: &'static str,
+        /// The name as it came.
+        name: String,
+    },
+    /// The text is not a UUID.
+    #[error("{text:?} is not a UUID (expected 8-4-4-4-12 hexadecimal digits)")]
+    Uuid {
+        /// The text as it came.
+        text: String,
+    },
+    /// The text does not have the form of a checkpoint name.
+    #[error("{text:?} is not the name of a keepmark checkpoint (km1-<UTC time>-<12 hexadecimal digits>)")]
+    Checkpoint {
+        /// The text as it came.
+        text: String,
+    },
+}
+
+fn usable(what: &'static str, name: &str) -> Result<String, NameError> {
+    let fits = !name.is_empty() && name.len() <= NAME_BYTES_MAX && name != "." && name != "..";
+    if fits && !name.chars().any(|c| c == '/' || c.is_control()) {
+        Ok(name.to_owned())
+    } else {
+        Err(NameError::Unusable { what, name: name.chars().take(NAME_BYTES_MAX).collect() })
+    }
+}
+
+macro_rules! text_newtype {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+text_newtype!(
+    /// What makes two backups belong to one sequence: a VM's UUID where one is known, else its name.
+    VmId
+);
+text_newtype!(
+    /// How a disk of a VM is called; the same disk has the same name, running or powered off.
+    DiskName
+);
+text_newtype!(
+    /// A backup's id in its store (in a repository: the snapshot's id, 64 hexadecimal digits).
+    BackupId
+);
+text_newtype!(
+    /// A store's lasting id (in a repository: the id in its config), hexadecimal.
+    StoreId
+);
+text_newtype!(
+    /// `km1-<UTC time>-<12 hexadecimal digits>`: names a moment of a VM and the bitmaps that start there; never used twice.
+    CheckpointName
+);
+
+impl VmId {
+    /// An id given as text, as manifests keep it.
+    ///
+    /// # Errors
+    /// When the text cannot be a folder's name.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        usable("VM", text).map(Self)
+    }
+}
+
+impl DiskName {
+    /// A disk's name from outside.
+    ///
+    /// # Errors
+    /// When the text cannot be a file's name.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        usable("disk", text).map(Self)
+    }
+}
+
+impl BackupId {
+    /// An id as its store gives it.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The first eight characters, as shown to people.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        self.0.get(..8).unwrap_or(&self.0)
+    }
+}
+
+impl StoreId {
+    /// An id as the store gives it.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Four hexadecimal digits that say in a checkpoint's name for which store it was made.
+    ///
+    /// It lets an orphan be told from another store's checkpoint without a file that could be wrong. Two stores may share a
+    /// tag (1 in 65,536); the price of that is a resync, never a wrong delta.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        let mixed =
+            self.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        format!("{:04x}", (mixed ^ (mixed >> 32)) & 0xffff)
+    }
+}
+
+impl CheckpointName {
+    /// A new name for an attempt at `time` for `store`; `random` must be fresh for every attempt.
+    #[must_use]
+    pub fn make(time: Timestamp, store: &StoreId, random: u32) -> Self {
+        Self(format!("{CHECKPOINT_PREFIX}{}-{}{random:08x}", time.strftime("%Y%m%dT%H%M%SZ"), store.tag()))
+    }
+
+    /// Reads a name that has exactly our form.
+    ///
+    /// # Errors
+    /// When it has not: such a bitmap is not ours and is never touched.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let ours = text.strip_prefix(CHECKPOINT_PREFIX).and_then(|rest| rest.split_once('-')).is_some_and(|(time, random)| {
+            is_compact_time(time) && random.len() == 12 && random.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        });
+        if ours { Ok(Self(text.to_owned())) } else { Err(NameError::Checkpoint { text: text.chars().take(NAME_BYTES_MAX).collect() }) }
+    }
+
+    /// Whether it was made for the store with this tag (see [`StoreId::tag`]).
+    #[must_use]
+    pub fn is_for(&self, store: &StoreId) -> bool {
+        self.0.rsplit_once('-').is_some_and(|(_, random)| random.starts_with(&store.tag()))
+    }
+}
+
+fn is_compact_time(text: &str) -> bool {
+    let digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
+    let bytes = text.as_bytes();
+    bytes.len() == 16 && bytes[8] == b'T' && bytes[15] == b'Z' && digits(&bytes[..8]) && digits(&bytes[9..15])
+}
+
+/// Who a VM is: its name, and its UUID where one is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmIdentity {
+    /// What people call it.
+    pub name: String,
+    /// 8-4-4-4-12 lower-case hexadecimal digits, or nothing where the hypervisor has none.
+    pub uuid: Option<String>,
+}
+
+impl VmIdentity {
+    /// Checks a name and a UUID from outside. A UUID of zeros means that there is none (QEMU reports that without `-uuid`).
+    ///
+    /// # Errors
+    /// When the name cannot be a folder's name or the UUID is none.
+    pub fn new(name: &str, uuid: Option<&str>) -> Result<Self, NameError> {
+        let name = usable("VM", name)?;
+        let uuid = uuid.map(parse_uuid).transpose()?.filter(|uuid| uuid.bytes().any(|b| b != b'0' && b != b'-'));
+        Ok(Self { name, uuid })
+    }
+
+    /// The id under which its backups form one sequence.
+    #[must_use]
+    pub fn id(&self) -> VmId {
+        VmId(self.uuid.clone().unwrap_or_else(|| self.name.clone()))
+    }
+}
+
+fn parse_uuid(text: &str) -> Result<String, NameError> {
+    let groups: Vec<&str> = text.split('-').collect();
+    let lengths_fit = groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]);
+    if lengths_fit && groups.concat().bytes().all(|b| b.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err(NameError::Uuid { text: text.chars().take(NAME_BYTES_MAX).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_name_has_the_documented_form_and_reads_back() {
+        let time: Timestamp = "2026-11-22T18:00:00Z".parse().unwrap();
+        let store = StoreId::new("abc");
+        let name = CheckpointName::make(time, &store, 0x3f9a_1c0d);
+        assert_eq!(name.as_str(), format!("km1-20261122T180000Z-{}3f9a1c0d", store.tag()));
+        assert_eq!(CheckpointName::parse(name.as_str()).unwrap(), name);
+        assert!(name.is_for(&store));
+        assert!(!name.is_for(&StoreId::new("another")));
+        assert!(CheckpointName::parse("km1-20261122T180000Z-3f9a1c0d7be2").is_ok());
+    }
+
+    #[test]
+    fn only_exactly_our_form_is_ours() {
+        for foreign in [
+            "",
+            "km1-",
+            "km1-x-y",
+            "km1tmp-20261122T180000Z-3f9a1c0d7be2",
+            "virtnbdbackup.0",
+            "km1-20261122T180000Z-3F9A1C0D7BE2",
+            "km1-20261122T180000Z-3f9a1c0d7be",
+            "km1-20261122T180000Z-3f9a1c0d7be21",
+            "km2-20261122T180000Z-3f9a1c0d7be2",
+            "km1-2026112ZT180000Z-3f9a1c0d7be2",
+        ] {
+            assert!(CheckpointName::parse(foreign).is_err(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_vm_is_its_uuid_where_one_is_known() {
+        let uuid = "6E1A8D4C-0000-4000-8000-00000000ABCD";
+        assert_eq!(VmIdentity::new("web", Some(uuid)).unwrap().id().as_str(), uuid.to_lowercase());
+        assert_eq!(VmIdentity::new("web", None).unwrap().id().as_str(), "web");
+        let zeros = "00000000-0000-0000-0000-000000000000";
+        assert_eq!(VmIdentity::new("web", Some(zeros)).unwrap().id().as_str(), "web");
+    }
+
+    #[test]
+    fn names_that_could_leave_their_folder_are_refused() {
+        for bad in ["", ".", "..", "a/b", "a\nb", &"x".repeat(201)] {
+            assert!(DiskName::new(bad).is_err(), "{bad:?}");
+            assert!(VmIdentity::new(bad, None).is_err(), "{bad:?}");
+        }
+        assert!(DiskName::new("disk 1 (ü)").is_ok());
+        assert!(VmIdentity::new("web", Some("not-a-uuid")).is_err());
+    }
+}
