@@ -1,7 +1,7 @@
 //! Every decision of keepmark as a pure function of values: no I/O, no clock, no randomness.
 //!
 //! Read in this order: [`names`] and [`extents`] (the vocabulary), [`facts`] (what a hypervisor reports), [`manifest`] (what a
-//! store remembers), [`trust`] (which bitmap may be believed), [`plan`] (what a backup will do), [`seam`] (what drivers and
+//! store remembers), [`trust`] (which bitmap may be believed), [`plan`] (what a backup will do), [`select`] (which backup a text means), [`seam`] (what drivers and
 //! stores must offer so that the plan can be carried out).
 
 pub mod extents;
@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod names;
 pub mod plan;
 pub mod seam;
+pub mod select;
 pub mod trust;
 
 pub use extents::{ChunkIndex, ChunkSize, Extent, Extents, Offset, Size};

@@ -1,1 +1,265 @@
+//! The plan: from what the hypervisor reports, the store's manifests and the request to a kind and a reason for each disk.
 
+use crate::extents::Size;
+use crate::facts::{DiskFacts, VmFacts};
+use crate::manifest::{Kind, StoredBackup};
+use crate::names::{BackupId, CheckpointName, DiskName, StoreId};
+use crate::trust::{Base, Verdict, judge};
+
+/// Which kind the user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WantedKind {
+    /// Incremental where it is provably complete, else what it takes.
+    Auto,
+    /// Read everything.
+    Full,
+    /// As `Auto`; said explicitly.
+    Incremental,
+}
+
+/// What the user asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Which kind.
+    pub kind: WantedKind,
+    /// Whether to start a checkpoint that the next backup can build on.
+    pub checkpoint: bool,
+    /// Which disks; empty means all.
+    pub disks: Vec<DiskName>,
+}
+
+/// What a backup will do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The most expensive kind of its disks.
+    pub kind: Kind,
+    /// Why that kind, in words.
+    pub reason: String,
+    /// Whether a checkpoint is started.
+    pub checkpoint: bool,
+    /// Disk by disk.
+    pub disks: Vec<DiskPlan>,
+}
+
+/// What a backup will do with one disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// Which disk.
+    pub name: DiskName,
+    /// Its size now.
+    pub size: Size,
+    /// How it is captured.
+    pub kind: Kind,
+    /// Why, in words.
+    pub reason: String,
+    /// The base, for an incremental.
+    pub since: Option<Base>,
+    /// The backup whose chunks are most likely the same, for a resync.
+    pub compare: Option<BackupId>,
+}
+
+/// A request that cannot be planned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A disk was named that the VM has not.
+    #[error("the VM has no disk {name} (it has: {known})")]
+    UnknownDisk {
+        /// The name as asked for.
+        name: DiskName,
+        /// The disks that there are.
+        known: String,
+    },
+    /// Nothing can be backed up.
+    #[error("the VM has no disk that can be backed up ({why})")]
+    NoDisks {
+        /// What was skipped, and why.
+        why: String,
+    },
+}
+
+/// Plans a backup.
+///
+/// # Errors
+/// When the request names a disk that is not there, or there is none at all.
+pub fn plan(facts: &VmFacts, sequence: &[StoredBackup], request: &Request) -> Result<Plan, PlanError> {
+    let disks: Vec<DiskPlan> = wanted(facts, &request.disks)?.into_iter().map(|disk| plan_disk(disk, sequence, request.kind)).collect();
+    let (kind, reason) = overall(&disks);
+    Ok(Plan { kind, reason, checkpoint: request.checkpoint, disks })
+}
+
+fn wanted<'a>(facts: &'a VmFacts, names: &[DiskName]) -> Result<Vec<&'a DiskFacts>, PlanError> {
+    let known = || facts.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
+    if let Some(name) = names.iter().find(|name| !facts.disks.iter().any(|disk| disk.name == **name)) {
+        return Err(PlanError::UnknownDisk { name: name.clone(), known: known() });
+    }
+    if facts.disks.is_empty() {
+        let why = facts.skipped.iter().map(|skipped| format!("{}: {}", skipped.name, skipped.why)).collect::<Vec<_>>().join("; ");
+        return Err(PlanError::NoDisks { why: if why.is_empty() { "it has none".into() } else { why } });
+    }
+    Ok(facts.disks.iter().filter(|disk| names.is_empty() || names.contains(&disk.name)).collect())
+}
+
+fn plan_disk(disk: &DiskFacts, sequence: &[StoredBackup], wanted: WantedKind) -> DiskPlan {
+    let (kind, reason, since, compare) = match (judge(disk, sequence), wanted) {
+        (_, WantedKind::Full) => (Kind::Full, "a full backup was asked for".to_owned(), None, None),
+        (Verdict::Unknown, _) => (Kind::Full, "first backup of this disk in this store".to_owned(), None, None),
+        (Verdict::Trusted(base), _) => (Kind::Incremental, incremental_reason(disk, &base), Some(base), None),
+        (Verdict::Doubtful { newest, doubt }, _) => (Kind::Resync, doubt.to_string(), None, Some(newest)),
+    };
+    DiskPlan { name: disk.name.clone(), size: disk.size, kind, reason, since, compare }
+}
+
+fn incremental_reason(disk: &DiskFacts, base: &Base) -> String {
+    let grown = disk.size.0.saturating_sub(base.size.0);
+    let growth = if grown > 0 { format!(", and the disk grew by {grown} bytes") } else { String::new() };
+    format!("changes since {} are recorded by checkpoint {}{growth}", base.backup.short(), base.checkpoint)
+}
+
+/// A backup is called by the most telling kind among its disks: a resync above all, then incremental, full only if all are.
+fn overall(disks: &[DiskPlan]) -> (Kind, String) {
+    let first_of = |kind| disks.iter().find(|disk| disk.kind == kind);
+    let telling = first_of(Kind::Resync).or_else(|| first_of(Kind::Incremental)).or_else(|| disks.first());
+    let Some(telling) = telling else { return (Kind::Full, String::new()) };
+    let alike = disks.iter().all(|disk| disk.kind == telling.kind);
+    let reason = if alike && disks.len() > 1 && telling.kind != Kind::Resync {
+        telling.reason.clone()
+    } else if disks.len() > 1 {
+        disks.iter().map(|disk| format!("{}: {}: {}", disk.name, disk.kind.word(), disk.reason)).collect::<Vec<_>>().join("; ")
+    } else {
+        telling.reason.clone()
+    };
+    (telling.kind, reason)
+}
+
+/// Checkpoints on the VM that nothing will build on, given everything this store has of it (oldest first).
+///
+/// Kept is, per disk, the checkpoint of its newest checkpointed backup. Removed is what this store's manifests name and do not
+/// need, what was made for this store and never published, and what is inconsistent wherever it is. Whatever else has our form
+/// belongs to another store and stays.
+#[must_use]
+pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[StoredBackup]) -> Vec<CheckpointName> {
+    let needed: Vec<&CheckpointName> = facts.disks.iter().filter_map(|disk| newest_checkpoint(&disk.name, sequence)).collect();
+    let published = |name: &CheckpointName| sequence.iter().any(|backup| backup.manifest.checkpoint.as_ref() == Some(name));
+    let mut names = present_checkpoints(facts);
+    names.retain(|(name, worthless)| *worthless || !needed.contains(&name) && (published(name) || name.is_for(store)));
+    names.into_iter().map(|(name, _)| name).collect()
+}
+
+fn newest_checkpoint<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> Option<&'a CheckpointName> {
+    let of_disk = |backup: &&StoredBackup| backup.manifest.disk(disk).is_some_and(|then| then.checkpointed);
+    sequence.iter().rev().filter(of_disk).find_map(|backup| backup.manifest.checkpoint.as_ref())
+}
+
+/// The checkpoints on a VM's disks, by name in order of time, and whether each is inconsistent wherever it is.
+#[must_use]
+pub fn present_checkpoints(facts: &VmFacts) -> Vec<(CheckpointName, bool)> {
+    let bitmaps = facts.disks.iter().flat_map(|disk| &disk.layers).flat_map(|layer| &layer.bitmaps);
+    let mut found = std::collections::BTreeMap::new();
+    for bitmap in bitmaps {
+        if let Ok(name) = CheckpointName::parse(&bitmap.name) {
+            found.entry(name).and_modify(|worthless| *worthless &= bitmap.inconsistent).or_insert(bitmap.inconsistent);
+        }
+    }
+    found.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{BitmapFacts, Power};
+    use crate::names::VmIdentity;
+    use crate::trust::tests::{C1, C2, backup, bitmap, disk};
+
+    fn vm(disks: Vec<DiskFacts>) -> VmFacts {
+        VmFacts {
+            identity: VmIdentity::new("web", None).unwrap(),
+            power: Power::Running,
+            hypervisor: "qemu 10.0.2".into(),
+            disks,
+            skipped: vec![],
+            agent: false,
+        }
+    }
+
+    fn named(name: &str, bitmaps: &[BitmapFacts]) -> DiskFacts {
+        DiskFacts { name: DiskName::new(name).unwrap(), ..disk(&[bitmaps]) }
+    }
+
+    fn request(kind: WantedKind) -> Request {
+        Request { kind, checkpoint: true, disks: vec![] }
+    }
+
+    #[test]
+    fn the_kind_follows_from_trust_and_request() {
+        let lost = BitmapFacts { inconsistent: true, ..bitmap(C1) };
+        let table = [
+            (vec![], vec![], WantedKind::Auto, Kind::Full),
+            (vec![bitmap(C1)], vec![backup("a", Some(C1))], WantedKind::Auto, Kind::Incremental),
+            (vec![bitmap(C1)], vec![backup("a", Some(C1))], WantedKind::Incremental, Kind::Incremental),
+            (vec![bitmap(C1)], vec![backup("a", Some(C1))], WantedKind::Full, Kind::Full),
+            (vec![lost], vec![backup("a", Some(C1))], WantedKind::Auto, Kind::Resync),
+            (vec![], vec![], WantedKind::Incremental, Kind::Full),
+        ];
+        for (bitmaps, sequence, wanted, expected) in table {
+            let planned = plan(&vm(vec![named("vda", &bitmaps)]), &sequence, &request(wanted)).unwrap();
+            assert_eq!(planned.kind, expected, "{bitmaps:?} {wanted:?}");
+            assert_eq!(planned.disks[0].since.is_some(), expected == Kind::Incremental);
+        }
+    }
+
+    #[test]
+    fn a_new_disk_is_a_full_inside_an_incremental() {
+        let planned =
+            plan(&vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[])]), &[backup("a", Some(C1))], &request(WantedKind::Auto)).unwrap();
+        assert_eq!(planned.kind, Kind::Incremental);
+        assert_eq!(planned.disks[1].kind, Kind::Full);
+        assert!(planned.reason.contains("vdb: full: first backup of this disk"));
+    }
+
+    #[test]
+    fn unknown_disks_and_empty_vms_are_errors_in_words() {
+        let mut asked = request(WantedKind::Auto);
+        asked.disks = vec![DiskName::new("sdz").unwrap()];
+        let error = plan(&vm(vec![named("vda", &[])]), &[], &asked).unwrap_err();
+        assert_eq!(error.to_string(), "the VM has no disk sdz (it has: vda)");
+        assert!(matches!(plan(&vm(vec![]), &[], &request(WantedKind::Auto)), Err(PlanError::NoDisks { .. })));
+    }
+
+    #[test]
+    fn only_what_nothing_builds_on_is_obsolete() {
+        let store = StoreId::new("s");
+        let other = StoreId::new("another");
+        let time = "2026-11-22T20:00:00Z".parse().unwrap();
+        let orphan = CheckpointName::make(time, &store, 7);
+        let foreign = CheckpointName::make(time, &other, 8);
+        let broken = CheckpointName::make(time, &other, 9);
+        let bitmaps = [
+            bitmap(C1),
+            bitmap(C2),
+            bitmap(orphan.as_str()),
+            bitmap(foreign.as_str()),
+            BitmapFacts { inconsistent: true, ..bitmap(broken.as_str()) },
+            bitmap("virtnbdbackup.0"),
+        ];
+        let facts = vm(vec![named("vda", &bitmaps)]);
+        let obsolete = obsolete_checkpoints(&facts, &store, &[backup("a", Some(C1)), backup("b", Some(C2))]);
+        let mut expected = vec![CheckpointName::parse(C1).unwrap(), orphan, broken];
+        expected.sort();
+        assert_eq!(obsolete, expected);
+    }
+
+    #[test]
+    fn a_checkpoint_that_another_disk_still_needs_stays() {
+        let mut newer = backup("b", Some(C2));
+        newer.manifest.disks[0].name = DiskName::new("vdb").unwrap();
+        let facts = vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[bitmap(C1), bitmap(C2)])]);
+        assert!(obsolete_checkpoints(&facts, &StoreId::new("s"), &[backup("a", Some(C1)), newer]).is_empty());
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_inconsistent_on_one_disk_only_is_not_worthless() {
+        let lost = BitmapFacts { inconsistent: true, ..bitmap(C1) };
+        let facts = vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[lost])]);
+        assert_eq!(present_checkpoints(&facts), [(CheckpointName::parse(C1).unwrap(), false)]);
+    }
+}

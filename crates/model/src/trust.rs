@@ -1,1 +1,274 @@
+//! Trust: whether a disk's bitmap provably holds everything that changed since the last backup. A doubtful bitmap is never used.
+//!
+//! Checkpoint C is a usable base on a disk if a published manifest of this VM and store names C for this disk; C's bitmap is on
+//! every image of the backing chain that was written since C, recording and not inconsistent; and the disk has not shrunk.
+//! Everything else is a [`Doubt`] and ends in a resync. Names of checkpoints are used once, so an image that was rolled back or
+//! replaced has not the newest name in it, and a copy of an image carries bitmaps that are true of the copy.
 
+use std::fmt;
+
+use crate::extents::Size;
+use crate::facts::{BitmapFacts, DiskFacts, Persistence};
+use crate::manifest::{ManifestDisk, StoredBackup};
+use crate::names::{BackupId, CheckpointName};
+
+/// What may be believed about one disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The delta since this base is complete.
+    Trusted(Base),
+    /// There are backups of the disk, but no bitmap that proves what changed since.
+    Doubtful {
+        /// The newest backup that has this disk; its chunks are compared with.
+        newest: BackupId,
+        /// What is wrong.
+        doubt: Doubt,
+    },
+    /// This store has no backup of the disk.
+    Unknown,
+}
+
+/// A backup that can be built upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// Which backup.
+    pub backup: BackupId,
+    /// The checkpoint whose bitmap is the delta.
+    pub checkpoint: CheckpointName,
+    /// The disk's size then.
+    pub size: Size,
+    /// What the bitmaps call changed, at most, before growth.
+    pub dirty: Size,
+}
+
+/// Why a bitmap is not believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Doubt {
+    /// No backup of this disk in this store has a checkpoint.
+    NoCheckpoint,
+    /// The bitmap is nowhere.
+    Missing {
+        /// Why bitmaps of this disk do not outlive QEMU, if they do not.
+        memory_only: Option<String>,
+    },
+    /// QEMU died while the image was open.
+    Inconsistent,
+    /// Writes were not recorded.
+    Disabled,
+    /// A job or an export holds it; it cannot be read.
+    Busy,
+    /// The image that is written now has no such bitmap, but one below has.
+    Overlay,
+    /// An image between two that have the bitmap lacks it.
+    Gap,
+    /// What was cut off and grown again would be zeros that the bitmap calls clean.
+    Shrunk {
+        /// Size at the checkpoint.
+        then: Size,
+        /// Size now.
+        now: Size,
+    },
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCheckpoint => f.write_str("the earlier backups of this disk were made without a checkpoint"),
+            Self::Missing { memory_only: None } => f.write_str(
+                "the last backup's bitmap is gone: QEMU was killed before it could store it, or the image was replaced, rolled back or rewritten",
+            ),
+            Self::Missing { memory_only: Some(why) } => {
+                write!(f, "the last backup's bitmap lived in QEMU's memory only ({why}) and QEMU has ended since")
+            }
+            Self::Inconsistent => f.write_str("QEMU was killed after the last backup, its bitmap is inconsistent"),
+            Self::Disabled => f.write_str("the last backup's bitmap was disabled, so writes went unrecorded"),
+            Self::Busy => f.write_str("another job or export holds the last backup's bitmap"),
+            Self::Overlay => f.write_str("an external snapshot was taken since the last backup, and the new image has no bitmap of it"),
+            Self::Gap => f.write_str("an image in the middle of the backing chain has no bitmap of the last backup"),
+            Self::Shrunk { then, now } => write!(f, "the disk shrank from {then} to {now} bytes since the last backup"),
+        }
+    }
+}
+
+/// Judges one disk against the backups of its VM in one store, oldest first.
+#[must_use]
+pub fn judge(disk: &DiskFacts, sequence: &[StoredBackup]) -> Verdict {
+    let of_disk = || sequence.iter().rev().filter_map(|backup| Some((backup, backup.manifest.disk(&disk.name)?)));
+    let Some((newest, _)) = of_disk().next() else { return Verdict::Unknown };
+    let candidate = of_disk().find_map(|(backup, then)| Some((backup, then, checkpoint_of(backup, then)?)));
+    let judged = candidate.ok_or(Doubt::NoCheckpoint).and_then(|(backup, then, checkpoint)| {
+        let dirty = complete_delta(disk, then, checkpoint)?;
+        Ok(Base { backup: backup.id.clone(), checkpoint: checkpoint.clone(), size: then.size, dirty })
+    });
+    match judged {
+        Ok(base) => Verdict::Trusted(base),
+        Err(doubt) => Verdict::Doubtful { newest: newest.id.clone(), doubt },
+    }
+}
+
+fn checkpoint_of<'a>(backup: &'a StoredBackup, disk: &ManifestDisk) -> Option<&'a CheckpointName> {
+    backup.manifest.checkpoint.as_ref().filter(|_| disk.checkpointed)
+}
+
+/// Bytes that the checkpoint's bitmaps call dirty, if together they are complete.
+fn complete_delta(disk: &DiskFacts, then: &ManifestDisk, checkpoint: &CheckpointName) -> Result<Size, Doubt> {
+    if disk.size < then.size {
+        return Err(Doubt::Shrunk { then: then.size, now: disk.size });
+    }
+    let per_layer: Vec<Option<&BitmapFacts>> =
+        disk.layers.iter().map(|layer| layer.bitmaps.iter().find(|bitmap| bitmap.name == checkpoint.as_str())).collect();
+    let depth = per_layer.iter().take_while(|bitmap| bitmap.is_some()).count();
+    let below = per_layer.iter().skip(depth).any(Option::is_some);
+    match (depth, below) {
+        (0, false) => return Err(missing(disk)),
+        (0, true) => return Err(Doubt::Overlay),
+        (_, true) => return Err(Doubt::Gap),
+        (_, false) => {}
+    }
+    let found: Vec<&BitmapFacts> = per_layer.into_iter().flatten().collect();
+    found.iter().try_for_each(|bitmap| believable(bitmap))?;
+    Ok(Size(found.iter().map(|bitmap| bitmap.dirty.0).fold(0, u64::saturating_add).min(disk.size.0)))
+}
+
+fn missing(disk: &DiskFacts) -> Doubt {
+    let memory_only = match &disk.persistence {
+        Persistence::Stored => None,
+        Persistence::MemoryOnly { why } => Some(why.clone()),
+    };
+    Doubt::Missing { memory_only }
+}
+
+/// A frozen layer below a snapshot still reports `recording` although nothing can be written there.
+fn believable(bitmap: &BitmapFacts) -> Result<(), Doubt> {
+    if bitmap.inconsistent {
+        Err(Doubt::Inconsistent)
+    } else if !bitmap.recording {
+        Err(Doubt::Disabled)
+    } else if bitmap.busy {
+        Err(Doubt::Busy)
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::facts::LayerFacts;
+    use crate::manifest::tests::sample;
+    use crate::names::DiskName;
+
+    pub(crate) const C1: &str = "km1-20261122T180000Z-000000000001";
+    pub(crate) const C2: &str = "km1-20261122T190000Z-000000000002";
+
+    pub(crate) fn bitmap(name: &str) -> BitmapFacts {
+        BitmapFacts {
+            name: name.into(),
+            recording: true,
+            busy: false,
+            inconsistent: false,
+            persistent: true,
+            granularity: 65_536,
+            dirty: Size(65_536),
+        }
+    }
+
+    pub(crate) fn disk(layers: &[&[BitmapFacts]]) -> DiskFacts {
+        DiskFacts {
+            name: DiskName::new("vda").unwrap(),
+            size: Size(1 << 20),
+            format: "qcow2".into(),
+            cluster_size: Some(65_536),
+            image: "/images/web.qcow2".into(),
+            persistence: Persistence::Stored,
+            layers: layers.iter().map(|bitmaps| LayerFacts { image: String::new(), bitmaps: bitmaps.to_vec() }).collect(),
+        }
+    }
+
+    pub(crate) fn backup(id: &str, checkpoint: Option<&str>) -> StoredBackup {
+        StoredBackup { id: BackupId::new(id), manifest: sample(checkpoint) }
+    }
+
+    fn doubt(disk: &DiskFacts, sequence: &[StoredBackup]) -> Doubt {
+        let Verdict::Doubtful { doubt, .. } = judge(disk, sequence) else { panic!("a doubt was expected") };
+        doubt
+    }
+
+    #[test]
+    fn a_recording_bitmap_of_the_newest_checkpoint_is_trusted() {
+        let sequence = [backup("a", Some(C1)), backup("b", Some(C2))];
+        let Verdict::Trusted(base) = judge(&disk(&[&[bitmap(C1), bitmap(C2)]]), &sequence) else { panic!() };
+        assert_eq!((base.backup.as_str(), base.checkpoint.as_str(), base.dirty), ("b", C2, Size(65_536)));
+    }
+
+    #[test]
+    fn an_older_checkpoint_is_no_substitute_for_the_newest() {
+        let sequence = [backup("a", Some(C1)), backup("b", Some(C2))];
+        assert_eq!(doubt(&disk(&[&[bitmap(C1)]]), &sequence), Doubt::Missing { memory_only: None });
+    }
+
+    #[test]
+    fn a_backup_without_checkpoint_in_between_does_not_break_the_base() {
+        let sequence = [backup("a", Some(C1)), backup("b", None)];
+        let Verdict::Trusted(base) = judge(&disk(&[&[bitmap(C1)]]), &sequence) else { panic!() };
+        assert_eq!(base.backup.as_str(), "a");
+    }
+
+    #[test]
+    fn without_any_backup_of_the_disk_nothing_is_known() {
+        assert_eq!(judge(&disk(&[&[bitmap(C1)]]), &[]), Verdict::Unknown);
+        let mut other = backup("a", Some(C1));
+        other.manifest.disks[0].name = DiskName::new("vdb").unwrap();
+        assert_eq!(judge(&disk(&[&[bitmap(C1)]]), &[other]), Verdict::Unknown);
+    }
+
+    #[test]
+    fn each_state_of_a_bitmap_has_its_doubt() {
+        type Change = fn(&mut BitmapFacts);
+        let table: [(Change, Doubt); 3] = [
+            (|bitmap| bitmap.inconsistent = true, Doubt::Inconsistent),
+            (|bitmap| bitmap.recording = false, Doubt::Disabled),
+            (|bitmap| bitmap.busy = true, Doubt::Busy),
+        ];
+        for (change, expected) in table {
+            let mut changed = bitmap(C1);
+            change(&mut changed);
+            assert_eq!(doubt(&disk(&[&[changed.clone()]]), &[backup("a", Some(C1))]), expected);
+            assert_eq!(doubt(&disk(&[&[bitmap(C1)], &[changed]]), &[backup("a", Some(C1))]), expected);
+        }
+    }
+
+    #[test]
+    fn backing_chains_need_the_bitmap_from_the_top_without_gaps() {
+        let sequence = [backup("a", Some(C1))];
+        let with: &[BitmapFacts] = &[bitmap(C1)];
+        let Verdict::Trusted(base) = judge(&disk(&[with, with, &[]]), &sequence) else { panic!() };
+        assert_eq!(base.dirty, Size(131_072));
+        assert_eq!(doubt(&disk(&[&[], with]), &sequence), Doubt::Overlay);
+        assert_eq!(doubt(&disk(&[with, &[], with]), &sequence), Doubt::Gap);
+    }
+
+    #[test]
+    fn a_grown_disk_keeps_its_base_and_a_shrunk_one_does_not() {
+        let sequence = [backup("a", Some(C1))];
+        let mut grown = disk(&[&[bitmap(C1)]]);
+        grown.size = Size(2 << 20);
+        assert!(matches!(judge(&grown, &sequence), Verdict::Trusted(base) if base.size == Size(1 << 20)));
+        grown.size = Size(1 << 19);
+        assert_eq!(doubt(&grown, &sequence), Doubt::Shrunk { then: Size(1 << 20), now: Size(1 << 19) });
+    }
+
+    #[test]
+    fn a_disk_that_the_checkpoint_left_out_has_none() {
+        let mut partly = backup("a", Some(C1));
+        partly.manifest.disks[0].checkpointed = false;
+        assert_eq!(doubt(&disk(&[&[bitmap(C1)]]), &[partly]), Doubt::NoCheckpoint);
+    }
+
+    #[test]
+    fn bitmaps_in_memory_only_say_so() {
+        let mut raw = disk(&[&[]]);
+        raw.persistence = Persistence::MemoryOnly { why: "raw images cannot hold bitmaps".into() };
+        assert!(doubt(&raw, &[backup("a", Some(C1))]).to_string().contains("raw images cannot hold bitmaps"));
+    }
+}
