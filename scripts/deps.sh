@@ -17,7 +17,7 @@ libvirt_min=11.0~
 plain=(
   ca-certificates gcc libc6-dev make pkg-config git                       # build
   nbdkit libnbd-bin restic                                                # other implementations to test against
-  busybox-static cpio gzip e2fsprogs kmod                                 # the guest
+  busybox-static e2fsprogs kmod                                           # the guest
   jq python3 util-linux procps socat strace time                          # scripts and tests
 )
 backported_qemu=(qemu-system-x86 qemu-utils)
@@ -151,7 +151,7 @@ install_bench() {
   apt_get install --no-install-recommends "${lacking[@]}"
 }
 
-# Unpacks package $1 under folder $2.
+# Unpacks package $1 under folder $2. The download's complaint of being unsandboxed means only that _apt may not write here.
 unpack() {
   local package=$1 folder=$2 fetched
   fetched=$(mktemp -d)
@@ -183,6 +183,7 @@ unpack_guest() {
   mkdir -p .tools/guest
   unpack "$kernel" .tools/guest
   unpack "$guest_agent" .tools/guest
+  /sbin/depmod -b .tools/guest "${kernel#linux-image-}"
   printf '%s\n' "$kernel" "$guest_agent" >"$stamp"
 }
 

@@ -1,0 +1,189 @@
+//! The built program, run as a user runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::process::{Owned, output};
+use crate::{OrFail, fail};
+
+/// How the program is called: a store, a password, a home of its own.
+#[derive(Clone, Debug)]
+pub struct Keepmark {
+    binary: PathBuf,
+    home: PathBuf,
+    store: Option<String>,
+    password: String,
+    environment: Vec<(String, String)>,
+}
+
+/// What a finished call gave.
+#[derive(Clone, Debug)]
+pub struct KeepmarkRun {
+    /// Exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Data.
+    pub stdout: String,
+    /// Progress and messages.
+    pub stderr: String,
+}
+
+impl Keepmark {
+    /// The program from `target/release` beside the running test, with `home` (made if missing) for its cache and configuration.
+    /// The password is `password`.
+    #[must_use]
+    #[track_caller]
+    pub fn new(home: &Path) -> Self {
+        std::fs::create_dir_all(home).or_fail(format_args!("making {}", home.display()));
+        Self { binary: binary(), home: home.to_owned(), store: None, password: "password".to_owned(), environment: Vec::new() }
+    }
+
+    /// Uses this store (`KEEPMARK_STORE`).
+    #[must_use]
+    pub fn store(self, store: &Path) -> Self {
+        Self { store: Some(store.display().to_string()), ..self }
+    }
+
+    /// Uses this password.
+    #[must_use]
+    pub fn password(self, password: &str) -> Self {
+        Self { password: password.to_owned(), ..self }
+    }
+
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The call as a command, without any variable or file of the user who runs the tests.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env_clear().env("HOME", &self.home).env("KEEPMARK_PASSWORD", &self.password);
+        for name in ["PATH", "LANG", "TMPDIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.envs(self.store.iter().map(|store| ("KEEPMARK_STORE", store)));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs to the end, whatever the exit code.
+    #[track_caller]
+    #[must_use]
+    pub fn run(&self, arguments: &[&str]) -> KeepmarkRun {
+        let output = output(&mut self.command(arguments));
+        KeepmarkRun {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs to the end; another exit code than 0 ends the test.
+    #[track_caller]
+    pub fn ok(&self, arguments: &[&str]) -> KeepmarkRun {
+        self.exits(arguments, 0)
+    }
+
+    /// Runs to the end; another exit code than `code` ends the test.
+    #[track_caller]
+    pub fn exits(&self, arguments: &[&str], code: i32) -> KeepmarkRun {
+        let run = self.run(arguments);
+        if run.code != Some(code) {
+            fail(format_args!("keepmark {} ended with {:?}, not {code}\n{}{}", arguments.join(" "), run.code, run.stdout, run.stderr));
+        }
+        run
+    }
+
+    /// Backs up `vm` with further arguments and gives the object `finished`.
+    #[track_caller]
+    pub fn backup(&self, vm: &str, arguments: &[&str]) -> Value {
+        let mut all = vec!["backup", vm, "--json"];
+        all.extend(arguments);
+        self.ok(&all).event("finished")
+    }
+
+    /// Starts it and lets it run; its output goes to files in the home folder.
+    #[must_use]
+    #[track_caller]
+    pub fn spawn(&self, arguments: &[&str]) -> RunningKeepmark {
+        let (stdout, stderr) = (self.log("stdout"), self.log("stderr"));
+        let file = |path: &Path| std::fs::File::create(path).or_fail(format_args!("making {}", path.display()));
+        let mut command = self.command(arguments);
+        command.stdout(file(&stdout)).stderr(file(&stderr));
+        RunningKeepmark { process: Owned::spawn(&mut command), stdout, stderr }
+    }
+
+    fn log(&self, kind: &str) -> PathBuf {
+        let file = tempfile::Builder::new().prefix("run-").suffix(kind).tempfile_in(&self.home);
+        let (_, path) = file.or_fail("making a log").keep().or_fail("keeping a log");
+        path
+    }
+}
+
+impl KeepmarkRun {
+    /// The objects on stdout, one per line; a line that is none ends the test.
+    #[track_caller]
+    #[must_use]
+    pub fn json(&self) -> Vec<Value> {
+        let read = |line| serde_json::from_str(line).or_fail(format_args!("reading keepmark's line {line}"));
+        self.stdout.lines().map(read).collect()
+    }
+
+    /// The last object whose `event` is `name`.
+    #[track_caller]
+    #[must_use]
+    pub fn event(&self, name: &str) -> Value {
+        let found = self.json().into_iter().rfind(|object| object["event"] == name);
+        found.or_fail(format_args!("keepmark printed no event {name}:\n{}{}", self.stdout, self.stderr))
+    }
+}
+
+/// A call that has not been waited for; dropping it kills it.
+#[derive(Debug)]
+pub struct RunningKeepmark {
+    /// The process, to kill or signal.
+    pub process: Owned,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl RunningKeepmark {
+    /// Waits for the end.
+    #[track_caller]
+    #[must_use]
+    pub fn wait(mut self, timeout: Duration) -> KeepmarkRun {
+        let code = self.process.wait(timeout).code();
+        KeepmarkRun { code, stdout: read(&self.stdout), stderr: read(&self.stderr) }
+    }
+
+    /// What it has printed to stderr so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        read(&self.stderr)
+    }
+}
+
+fn read(path: &Path) -> String {
+    let bytes = std::fs::read(path).or_fail(format_args!("reading {}", path.display()));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A test runs from `target/release/deps`; the program lies one folder above.
+#[track_caller]
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("KEEPMARK_TEST_BIN") {
+        return PathBuf::from(path);
+    }
+    let test = std::env::current_exe().or_fail("asking for the running test's path");
+    let found = test.ancestors().skip(1).take(2).map(|folder| folder.join("keepmark")).find(|path| path.is_file());
+    found.or_fail(format_args!("no keepmark near {}: run `make build` first", test.display()))
+}

@@ -1,0 +1,39 @@
+//! Guests, servers, damage and truth for tests; never shipped.
+//!
+//! Reading order: [`QemuBuilder`] starts a QEMU (with or without a [`Guest`]), [`image`] makes and compares disks, [`Witness`]
+//! copies a frozen moment without our code, [`Keepmark`] runs the built program, [`servers`] and [`QmpProxy`] are peers that
+//! behave or misbehave.
+//!
+//! Nothing here uses the crates under test, so that what it calls true does not depend on them. What fails here panics with
+//! a message that names the subject: a fixture that cannot be made is a failed test.
+//!
+//! Environment: `KEEPMARK_TEST_QEMU` (another QEMU binary), `KEEPMARK_TEST_TMP` (where temporary folders go),
+//! `KEEPMARK_TEST_TOOLS` (where `make deps` put the guest's kernel), `KEEPMARK_TEST_BIN` (another keepmark binary).
+
+mod agent;
+pub mod damage;
+mod fail;
+mod guest;
+pub mod image;
+mod keepmark;
+pub mod process;
+mod proxy;
+mod qemu;
+mod qmp;
+mod restic;
+mod serial;
+pub mod servers;
+mod tmp;
+mod witness;
+
+pub use agent::Agent;
+pub use fail::{OrFail, fail};
+pub use guest::Guest;
+pub use keepmark::{Keepmark, KeepmarkRun, RunningKeepmark};
+//P
+pub use qemu::{Attach, Disk, Machine, Qemu, QemuBuilder};
+pub use qmp::Qmp;
+pub use restic::Restic;
+pub use serial::Serial;
+pub use tmp::tmp;
+//W
