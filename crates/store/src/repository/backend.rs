@@ -1,0 +1,130 @@
+//! Where a repository's files are: few verbs, so that a folder, an object store or a fault injector can be behind them.
+
+use crate::error::Result;
+use crate::repository::id::Id;
+
+/// The kinds of files in a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// The configuration; there is one, its id is ignored.
+    Config,
+    /// A key, opened by a password.
+    Key,
+    /// A snapshot: a published backup.
+    Snapshot,
+    /// An index: which pack has which blobs.
+    Index,
+    /// A pack of blobs.
+    Pack,
+    /// A lock.
+    Lock,
+}
+
+impl FileKind {
+    /// Its folder; the configuration is a file of that name.
+    #[must_use]
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Key => "keys",
+            Self::Snapshot => "snapshots",
+            Self::Index => "index",
+            Self::Pack => "data",
+            Self::Lock => "locks",
+        }
+    }
+
+    /// What it is called in messages.
+    #[must_use]
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Key => "key",
+            Self::Snapshot => "snapshot",
+            Self::Index => "index",
+            Self::Pack => "pack",
+            Self::Lock => "lock",
+        }
+    }
+}
+
+/// A place for a repository's files. A file is there whole or not at all.
+pub trait Backend: Send + Sync + 'static {
+    /// Where it is, for people.
+    fn location(&self) -> String;
+
+    /// All files of a kind with their sizes in bytes; names that are no ids are left out.
+    ///
+    /// # Errors
+    /// When the place cannot be listed.
+    fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>>;
+
+    /// The size of a file in bytes, or nothing if it is not there.
+    ///
+    /// # Errors
+    /// When the place does not tell.
+    fn size(&self, kind: FileKind, id: &Id) -> Result<Option<u64>>;
+
+    /// A whole file.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be read.
+    fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>>;
+
+    /// Fills `buffer` from `offset` of a file.
+    ///
+    /// # Errors
+    /// When the file is not there, is too short, or cannot be read.
+    fn read_at(&self, kind: FileKind, id: &Id, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Begins a new file that nobody sees until it is published.
+    ///
+    /// # Errors
+    /// When nothing can be written.
+    fn upload(&self) -> Result<Box<dyn Upload>>;
+
+    /// Makes the names of published files of this kind durable.
+    ///
+    /// # Errors
+    /// When the sync fails: then it is not known what is durable.
+    fn settle(&self, kind: FileKind) -> Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    fn remove(&self, kind: FileKind, id: &Id) -> Result<()>;
+
+    /// Removes uploads that were never published. Only for a caller who knows that nobody else is writing.
+    ///
+    /// # Errors
+    /// When leftovers are there and cannot be removed.
+    fn sweep(&self) -> Result<()>;
+
+    /// Writes a small file: durable and visible when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is then not visible, or, if only the last sync failed, perhaps.
+    fn write(&self, kind: FileKind, id: &Id, content: &[u8]) -> Result<()> {
+        let mut upload = self.upload()?;
+        upload.append(content)?;
+        upload.publish(kind, id)?;
+        self.settle(kind)
+    }
+}
+
+/// A file on its way into a place. Dropped unpublished, it leaves nothing.
+pub trait Upload: Send {
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// When they cannot be written; the file can then only be dropped.
+    fn append(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Makes the content durable, then the file visible. The name is durable after [`Backend::settle`].
+    /// The configuration is never replaced: publishing it where there is one fails.
+    ///
+    /// # Errors
+    /// When any of that fails.
+    fn publish(self: Box<Self>, kind: FileKind, id: &Id) -> Result<()>;
+}

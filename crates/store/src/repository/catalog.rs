@@ -1,0 +1,183 @@
+//! All backups of a repository: their snapshots and manifests, remembered in the local cache so that only new ones are read.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use keepmark_model::manifest::{MANIFEST_VERSION, Manifest, StoredBackup};
+use keepmark_model::{BackupId, VmId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::repository::Repository;
+use crate::repository::backend::FileKind;
+use crate::repository::core::Scratch;
+use crate::repository::id::{BlobKind, ID_BYTES, Id, TreeId};
+use crate::repository::layout::Layout;
+use crate::repository::sealed_file;
+use crate::repository::snapshot::Snapshot;
+use crate::repository::tree::Node;
+use crate::repository::write::MANIFEST;
+
+/// Largest small file of a backup that is read, bytes.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+/// The cache's file name; another version has another name.
+const CACHE_FILE: &str = "backups-1";
+
+/// What the cache has of a snapshot: nothing if it is not ours.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Remembered {
+    manifest: Option<Manifest>,
+}
+
+/// A backup with the nodes of its VM's folder.
+pub(crate) struct LoadedBackup {
+    pub(crate) id: BackupId,
+    pub(crate) manifest: Manifest,
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// A disk of a backup.
+pub(crate) struct LoadedDisk {
+    pub(crate) layout: Layout,
+    pub(crate) tree: TreeId,
+}
+
+impl LoadedBackup {
+    pub(crate) fn disk(&self, name: &str) -> Result<LoadedDisk> {
+        let missing = || Error::NoSuchPart { backup: self.id.short().to_owned(), what: "disk", name: name.to_owned() };
+        let tree = self.nodes.iter().find(|node| node.name == name).and_then(|node| node.subtree).ok_or_else(missing)?;
+        let disk = self.manifest.disks.iter().find(|disk| disk.name.as_str() == name).ok_or_else(missing)?;
+        let layout = Layout::new(disk.size.0, disk.chunk_size.bytes());
+        Ok(LoadedDisk { layout: layout.ok_or_else(|| Error::damaged("manifest", &self.id, "a disk is larger than any"))?, tree })
+    }
+}
+
+impl Repository {
+    /// All backups of one VM or of all, oldest first, and what is wrong with those that cannot be listed.
+    ///
+    /// # Errors
+    /// When the repository cannot be listed.
+    pub fn list(&self, vm: Option<&VmId>) -> Result<(Vec<StoredBackup>, Vec<String>)> {
+        let (all, problems) = self.catalog()?;
+        let mut backups: Vec<StoredBackup> = all.into_iter().filter(|backup| vm.is_none_or(|vm| backup.manifest.vm_id() == *vm)).collect();
+        backups.sort_by(|a, b| (a.manifest.time, &a.id).cmp(&(b.manifest.time, &b.id)));
+        Ok((backups, problems.into_iter().map(|(_, error)| error.to_string()).collect()))
+    }
+
+    /// All backups in the order of their ids, and the snapshots that are damaged.
+    pub(crate) fn catalog(&self) -> Result<(Vec<StoredBackup>, Vec<(Id, Error)>)> {
+        let path = self.cache.join(CACHE_FILE);
+        let mut known = load(&path);
+        let listed = self.core.backend.list(FileKind::Snapshot)?;
+        let (mut current, mut problems, mut scratch, mut fresh) = (BTreeMap::new(), Vec::new(), Scratch::new()?, false);
+        for (id, _) in listed {
+            let remembered = match known.remove(&id) {
+                Some(remembered) => remembered,
+                None => match self.read_manifest(&id, &mut scratch) {
+                    Ok(manifest) => {
+                        fresh = true;
+                        Remembered { manifest }
+                    }
+                    Err(error) => {
+                        problems.push((id, error));
+                        continue;
+                    }
+                },
+            };
+            current.insert(id, remembered);
+        }
+        if fresh || !known.is_empty() {
+            // Only a cache: without it the next listing takes longer.
+            drop(save(&path, &current));
+        }
+        let backups = current.into_iter().filter_map(|(id, remembered)| Some(StoredBackup { id: BackupId::new(id.hex()), manifest: remembered.manifest? }));
+        Ok((backups.collect(), problems))
+    }
+
+    /// The manifest of a snapshot, or nothing if it is none of ours.
+    fn read_manifest(&self, id: &Id, scratch: &mut Scratch) -> Result<Option<Manifest>> {
+        let snapshot: Snapshot = sealed_file::read(&*self.core.backend, &self.core.key, FileKind::Snapshot, id)?;
+        if !snapshot.is_ours() {
+            return Ok(None);
+        }
+        let nodes = self.vm_nodes(id, &snapshot, scratch)?;
+        self.manifest(id, &nodes, scratch).map(Some)
+    }
+
+    fn vm_nodes(&self, id: &Id, snapshot: &Snapshot, scratch: &mut Scratch) -> Result<Vec<Node>> {
+        let within = |error: Error| Error::damaged("snapshot", id, format!("its folder cannot be read: {error}"));
+        let root = self.load_tree(&snapshot.tree, scratch).map_err(within)?;
+        let vm = root.iter().find_map(|node| node.subtree).ok_or_else(|| Error::damaged("snapshot", id, "it has no folder of a VM"))?;
+        self.load_tree(&vm, scratch).map_err(within)
+    }
+
+    fn manifest(&self, id: &Id, nodes: &[Node], scratch: &mut Scratch) -> Result<Manifest> {
+        let node = nodes.iter().find(|node| node.name == MANIFEST).ok_or_else(|| Error::damaged("snapshot", id, "it has no manifest"))?;
+        let bytes = self.read_file(node, scratch).map_err(|error| Error::damaged("snapshot", id, format!("its manifest cannot be read: {error}")))?;
+        decode_manifest(&bytes).map_err(|problem| Error::damaged("snapshot", id, format!("its manifest {problem}")))
+    }
+
+    /// The content of a small file.
+    pub(crate) fn read_file(&self, node: &Node, scratch: &mut Scratch) -> Result<Vec<u8>> {
+        if node.size > FILE_BYTES_MAX {
+            return Err(Error::damaged("file", &node.name, "it is too large"));
+        }
+        let mut content = Vec::new();
+        for piece in &node.content {
+            self.load_blob(piece, BlobKind::Data, scratch)?;
+            content.extend_from_slice(&scratch.plain);
+        }
+        if content.len() as u64 == node.size { Ok(content) } else { Err(Error::damaged("file", &node.name, "it has another size")) }
+    }
+
+    /// A backup with its manifest and the nodes of its folder, from the repository itself.
+    pub(crate) fn load_backup(&self, id: &BackupId) -> Result<LoadedBackup> {
+        let missing = || Error::NoSuchBackup { id: id.to_string() };
+        let file = Id::parse(id.as_str()).ok_or_else(missing)?;
+        if self.core.backend.size(FileKind::Snapshot, &file)?.is_none() {
+            return Err(missing());
+        }
+        let snapshot: Snapshot = sealed_file::read(&*self.core.backend, &self.core.key, FileKind::Snapshot, &file)?;
+        if !snapshot.is_ours() {
+            return Err(missing());
+        }
+        let mut scratch = Scratch::new()?;
+        let nodes = self.vm_nodes(&file, &snapshot, &mut scratch)?;
+        let manifest = self.manifest(&file, &nodes, &mut scratch)?;
+        Ok(LoadedBackup { id: id.clone(), manifest, nodes })
+    }
+}
+
+/// Reads a manifest; says what is wrong with it otherwise.
+fn decode_manifest(bytes: &[u8]) -> std::result::Result<Manifest, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let Version { version } = serde_json::from_slice(bytes).map_err(|error| format!("is none: {error}"))?;
+    if version > MANIFEST_VERSION {
+        return Err(format!("has version {version}; this program reads up to {MANIFEST_VERSION}, a newer one is needed"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| format!("cannot be read: {error}"))
+}
+
+/// The cache, if it is there and whole: its content and, before it, the content's hash.
+fn load(path: &Path) -> BTreeMap<Id, Remembered> {
+    let Ok(bytes) = fs::read(path) else { return BTreeMap::new() };
+    match bytes.split_first_chunk::<ID_BYTES>() {
+        Some((sum, json)) if Id::of(json) == Id(*sum) => serde_json::from_slice(json).unwrap_or_default(),
+        _ => BTreeMap::new(),
+    }
+}
+
+fn save(path: &Path, known: &BTreeMap<Id, Remembered>) -> std::io::Result<()> {
+    let json = serde_json::to_vec(known)?;
+    let temporary = path.with_file_name(format!("{CACHE_FILE}-{:016x}.tmp", rand::random::<u64>()));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(&Id::of(&json).0)?;
+    file.write_all(&json)?;
+    fs::rename(&temporary, path)
+}

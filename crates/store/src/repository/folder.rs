@@ -1,0 +1,247 @@
+//! A repository in a local folder: temporary file, sync, rename, sync of the folder.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::RenameFlags;
+
+use crate::error::{Error, Result};
+use crate::repository::backend::{Backend, FileKind, Upload};
+use crate::repository::id::Id;
+
+/// Begins the names of files that are not published yet; restic does not look into their folder.
+const UPLOAD_PREFIX: &str = "km1tmp-";
+const UPLOAD_FOLDER: &str = "tmp";
+const SMALL_FOLDERS: [&str; 5] = ["keys", "snapshots", "index", "locks", UPLOAD_FOLDER];
+
+/// A repository in a local folder.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    root: PathBuf,
+    /// Folders in which a name appeared and is not durable yet.
+    unsettled: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+impl Folder {
+    /// A repository at this path; nothing is looked at yet.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), unsettled: Arc::default() }
+    }
+
+    /// Makes the folders of a new repository, readable by the owner only.
+    ///
+    /// # Errors
+    /// When something is there already, or a folder cannot be made.
+    pub fn create(root: &Path) -> Result<Self> {
+        refuse_occupied(root)?;
+        make_folder(root)?;
+        for name in SMALL_FOLDERS {
+            make_folder(&root.join(name))?;
+        }
+        for byte in 0..=u8::MAX {
+            make_folder(&root.join("data").join(hex::encode([byte])))?;
+        }
+        for folder in [root.join("data"), root.to_owned()] {
+            sync_folder(&folder)?;
+        }
+        Ok(Self::new(root))
+    }
+
+    /// Says whether a repository is here.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`] and [`Error::NotAStore`].
+    pub fn check(&self) -> Result<()> {
+        let path = self.root.clone();
+        match fs::metadata(&self.root) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::NoStore { path }),
+            Err(error) => Err(Error::io("look at", path, error)),
+            Ok(_) if self.root.join("config").is_file() => Ok(()),
+            Ok(_) => Err(Error::NotAStore { path }),
+        }
+    }
+
+    fn path(&self, kind: FileKind, id: &Id) -> PathBuf {
+        let folder = self.root.join(kind.folder());
+        match kind {
+            FileKind::Config => folder,
+            FileKind::Pack => folder.join(id.hex().get(..2).unwrap_or_default()).join(id.hex()),
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock => folder.join(id.hex()),
+        }
+    }
+}
+
+fn refuse_occupied(root: &Path) -> Result<()> {
+    let refuse = |why| Err(Error::NotEmpty { path: root.to_owned(), why });
+    if root.join("config").exists() {
+        return refuse("there is a repository already");
+    }
+    match fs::read_dir(root).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => refuse("the folder is not empty"),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => refuse("it is no folder"),
+        Err(error) => Err(Error::io("look into", root, error)),
+    }
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| Error::io("create folder", path, error))
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync folder", path, error))
+}
+
+impl Backend for Folder {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>> {
+        let folder = self.root.join(kind.folder());
+        let mut found = Vec::new();
+        match kind {
+            FileKind::Config => {}
+            FileKind::Pack => {
+                for byte in 0..=u8::MAX {
+                    list_folder(&folder.join(hex::encode([byte])), &mut found)?;
+                }
+            }
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock => list_folder(&folder, &mut found)?,
+        }
+        Ok(found)
+    }
+
+    fn size(&self, kind: FileKind, id: &Id) -> Result<Option<u64>> {
+        let path = self.path(kind, id);
+        match fs::metadata(&path) {
+            Ok(facts) => Ok(Some(facts.len())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("look at", path, error)),
+        }
+    }
+
+    fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>> {
+        let path = self.path(kind, id);
+        fs::read(&path).map_err(|error| Error::io("read", path, error))
+    }
+
+    fn read_at(&self, kind: FileKind, id: &Id, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let path = self.path(kind, id);
+        File::open(&path).and_then(|file| file.read_exact_at(buffer, offset)).map_err(|error| Error::io("read", path, error))
+    }
+
+    fn upload(&self) -> Result<Box<dyn Upload>> {
+        let folder = self.root.join(UPLOAD_FOLDER);
+        let path = folder.join(format!("{UPLOAD_PREFIX}{:032x}", rand::random::<u128>()));
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let file = match open() {
+            // A repository that restic made has no such folder yet.
+            Err(error) if error.kind() == ErrorKind::NotFound => make_folder(&folder).and_then(|()| open().map_err(|error| Error::io("create", &path, error))),
+            other => other.map_err(|error| Error::io("create", &path, error)),
+        }?;
+        Ok(Box::new(FolderUpload { folder: self.clone(), path, file, published: false }))
+    }
+
+    fn settle(&self, kind: FileKind) -> Result<()> {
+        let top = if kind == FileKind::Config { self.root.clone() } else { self.root.join(kind.folder()) };
+        let waiting: Vec<PathBuf> = {
+            let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+            unsettled.extract_if(.., |path| path.starts_with(&top)).collect()
+        };
+        waiting.iter().try_for_each(|folder| sync_folder(folder))
+    }
+
+    fn remove(&self, kind: FileKind, id: &Id) -> Result<()> {
+        let path = self.path(kind, id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let folder = self.root.join(UPLOAD_FOLDER);
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|error| Error::io("look into", &folder, error))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::io("look into", &folder, error))?;
+            if entry.file_name().to_string_lossy().starts_with(UPLOAD_PREFIX) {
+                fs::remove_file(entry.path()).map_err(|error| Error::io("remove", entry.path(), error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list_folder(folder: &Path, found: &mut Vec<(Id, u64)>) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|error| Error::io("look into", folder, error))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io("look into", folder, error))?;
+        let Some(id) = entry.file_name().to_str().and_then(Id::parse) else { continue };
+        match entry.metadata() {
+            Ok(facts) => found.push((id, facts.len())),
+            // Removed between the listing and now: as if it had not been listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("look at", entry.path(), error)),
+        }
+    }
+    Ok(())
+}
+
+/// A temporary file that becomes one of the repository.
+#[derive(Debug)]
+struct FolderUpload {
+    folder: Folder,
+    path: PathBuf,
+    file: File,
+    published: bool,
+}
+
+impl Upload for FolderUpload {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| Error::io("write", &self.path, error))
+    }
+
+    fn publish(mut self: Box<Self>, kind: FileKind, id: &Id) -> Result<()> {
+        self.file.sync_data().map_err(|error| Error::io("sync", &self.path, error))?;
+        let target = self.folder.path(kind, id);
+        let parent = target.parent().unwrap_or(&self.folder.root).to_owned();
+        rename(&self.path, &target, kind).or_else(|error| match error.kind() {
+            ErrorKind::NotFound => make_folder(&parent).and_then(|()| rename(&self.path, &target, kind).map_err(|error| Error::io("publish", &target, error))),
+            _ => Err(Error::io("publish", &target, error)),
+        })?;
+        self.published = true;
+        self.folder.unsettled.lock().unwrap_or_else(PoisonError::into_inner).insert(parent);
+        Ok(())
+    }
+}
+
+fn rename(from: &Path, to: &Path, kind: FileKind) -> std::io::Result<()> {
+    if kind == FileKind::Config {
+        rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE).map_err(Into::into)
+    } else {
+        fs::rename(from, to)
+    }
+}
+
+impl Drop for FolderUpload {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nothing depends on it: what stays is swept by a later backup.
+            drop(fs::remove_file(&self.path));
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The restic format: our own writer and reader of packs, trees, index and snapshots.
+//!
+//! In reading order: [`layout`] and [`tree`] (what a backup looks like), [`blob`] and [`pack`] (how bytes are stored),
+//! [`index`] (how they are found again), [`write`] and [`read`] (a backup), [`lock`], [`catalog`] (all backups), [`verify`].
+
+pub mod backend;
+pub mod blob;
+pub mod catalog;
+pub mod core;
+pub mod crypto;
+pub mod disk_table;
+pub mod folder;
+pub mod id;
+pub mod index;
+pub mod index_file;
+pub mod layout;
+pub mod lock;
+pub mod pack;
+pub mod read;
+pub mod rustic;
+pub mod sealed_file;
+pub mod snapshot;
+pub mod tree;
+pub mod verify;
+pub mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use jiff::Timestamp;
+use keepmark_model::manifest::StoredBackup;
+use keepmark_model::seam::{self, Store, Verification};
+use keepmark_model::{BackupId, ChunkSize, StoreId, VmId};
+
+use crate::error::{Error, Result};
+use crate::repository::backend::Backend;
+use crate::repository::core::{Core, Scratch};
+use crate::repository::folder::Folder;
+use crate::repository::id::{BlobKind, Id, TreeId};
+use crate::repository::index::Index;
+use crate::repository::lock::{Environment, Lease};
+use crate::repository::tree::Node;
+
+/// How to open a repository, besides its place and password.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder for local caches of all repositories; made if it is missing. Its content can be deleted at any time.
+    pub cache: PathBuf,
+    /// Who we are.
+    pub environment: Environment,
+    /// Threads that hash and compress, or decrypt and decompress.
+    pub workers: usize,
+}
+
+/// An open repository.
+pub struct Repository {
+    core: Arc<Core>,
+    index: Arc<Index>,
+    id: StoreId,
+    chunk_size: ChunkSize,
+    cache: PathBuf,
+    environment: Environment,
+    workers: usize,
+    /// The lease that running work shares.
+    lease: Mutex<Weak<Lease>>,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Repository({} at {})", self.id, self.core.backend.location())
+    }
+}
+
+impl Repository {
+    /// Makes a new repository in a folder that is empty or not there.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`] when something is there.
+    pub fn init(path: &Path, password: &str, chunk_size: ChunkSize, options: Options) -> Result<Self> {
+        let backend: Arc<dyn Backend> = Arc::new(Folder::create(path)?);
+        let Environment { hostname, username, now, .. } = options.environment.clone();
+        let opened = rustic::init(&backend, password, chunk_size, &rustic::Maker { hostname, username, time: now() })?;
+        Self::from_opened(backend, opened, options)
+    }
+
+    /// Opens the repository in a folder.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::NotAStore`], [`Error::WrongPassword`].
+    pub fn open(path: &Path, password: &str, options: Options) -> Result<Self> {
+        let folder = Folder::new(path);
+        folder.check()?;
+        Self::open_at(Arc::new(folder), password, options)
+    }
+
+    /// Opens the repository that a backend has.
+    ///
+    /// # Errors
+    /// [`Error::WrongPassword`], or whatever the backend says.
+    pub fn open_at(backend: Arc<dyn Backend>, password: &str, options: Options) -> Result<Self> {
+        let opened = rustic::open(&backend, password)?;
+        Self::from_opened(backend, opened, options)
+    }
+
+    fn from_opened(backend: Arc<dyn Backend>, opened: rustic::Opened, options: Options) -> Result<Self> {
+        let Options { cache, environment, workers } = options;
+        let cache = cache.join(&opened.id);
+        let core = Arc::new(Core { backend, key: opened.key });
+        let index = Arc::new(Index::open(Arc::clone(&core), &cache.join("index"))?);
+        let chunk_size = opened.chunk_size.unwrap_or(ChunkSize::DEFAULT);
+        Ok(Self { core, index, id: StoreId::new(opened.id), chunk_size, cache, environment, workers: workers.max(1), lease: Mutex::default() })
+    }
+
+    /// A lease that keeps others from pruning; work that goes on at the same time shares one.
+    fn lease(&self) -> Result<Arc<Lease>> {
+        let mut shared = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lease) = shared.upgrade() {
+            return Ok(lease);
+        }
+        let lease = Arc::new(Lease::take(&self.core, &self.environment, false)?);
+        *shared = Arc::downgrade(&lease);
+        // Between opening and now someone may have pruned, or written.
+        self.index.refresh()?;
+        Ok(lease)
+    }
+
+    /// The nodes of a tree, from whichever place has it undamaged.
+    fn load_tree(&self, id: &TreeId, scratch: &mut Scratch) -> Result<Vec<Node>> {
+        self.load_blob(id, BlobKind::Tree, scratch)?;
+        tree::decode(id, &scratch.plain)
+    }
+
+    /// Reads a blob into `scratch.plain`, from whichever place has it undamaged.
+    fn load_blob(&self, id: &Id, kind: BlobKind, scratch: &mut Scratch) -> Result<()> {
+        let mut failure = Error::Missing { kind: noun(kind), id: id.hex() };
+        for place in self.index.find(id, kind)? {
+            match self.core.read_blob(&place.pack, &place.entry, scratch) {
+                Ok(()) => return Ok(()),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    fn begin_backup(&self, vm: &VmId, time: Timestamp) -> Result<write::BackupWriter<'_>> {
+        let lease = self.lease()?;
+        if lease.alone {
+            self.core.backend.sweep()?;
+        }
+        write::BackupWriter::new(self, lease, vm, time)
+    }
+}
+
+fn noun(kind: BlobKind) -> &'static str {
+    match kind {
+        BlobKind::Data => "chunk",
+        BlobKind::Tree => "tree",
+    }
+}
+
+impl Store for Repository {
+    fn id(&self) -> StoreId {
+        self.id.clone()
+    }
+
+    fn chunk_size(&self) -> ChunkSize {
+        self.chunk_size
+    }
+
+    fn backups(&self, vm: Option<&VmId>) -> seam::Result<(Vec<StoredBackup>, Vec<String>)> {
+        Ok(self.list(vm)?)
+    }
+
+    fn begin(&self, vm: &VmId, time: Timestamp) -> seam::Result<Box<dyn seam::BackupWriter + '_>> {
+        Ok(Box::new(self.begin_backup(vm, time)?))
+    }
+
+    fn open(&self, id: &BackupId) -> seam::Result<Box<dyn seam::BackupReader + '_>> {
+        Ok(Box::new(self.open_backup(id)?))
+    }
+
+    fn verify(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> seam::Result<Verification> {
+        Ok(self.verify_backups(ids, read_data, progress)?)
+    }
+}

@@ -1,0 +1,142 @@
+//! Writing a backup: chunks through the pipeline, trees from the chunks, and at the very end the snapshot.
+
+mod disk;
+mod known;
+mod pipeline;
+mod poison;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use keepmark_model::manifest::Manifest;
+use keepmark_model::seam::{self, DiskContent, SavedFile};
+use keepmark_model::{BackupId, VmId};
+
+use crate::error::{Error, Result};
+use crate::repository::Repository;
+use crate::repository::backend::FileKind;
+use crate::repository::blob::Sealer;
+use crate::repository::core::Scratch;
+use crate::repository::disk_table::{StoredDisk, Trees};
+use crate::repository::id::{BlobKind, ChunkId, TreeId};
+use crate::repository::layout::Layout;
+use crate::repository::lock::Lease;
+use crate::repository::sealed_file;
+use crate::repository::snapshot::{Snapshot, TAG, VM_TAG};
+use crate::repository::tree::{self, Node};
+use crate::repository::write::disk::DiskWriter;
+use crate::repository::write::pipeline::Pipeline;
+
+/// File name of the manifest in a backup.
+pub const MANIFEST: &str = "manifest.json";
+/// Small files are cut into pieces of this size.
+const FILE_PIECE_BYTES: usize = 1 << 20;
+
+/// A backup while it is being written.
+pub struct BackupWriter<'a> {
+    repository: &'a Repository,
+    vm: VmId,
+    time: Timestamp,
+    pipeline: Pipeline,
+    tools: Mutex<(Sealer, Scratch)>,
+    /// The disks that are complete.
+    disks: Mutex<Vec<Node>>,
+    /// The lease ends after everything else.
+    _lease: Arc<Lease>,
+}
+
+impl<'a> BackupWriter<'a> {
+    pub(crate) fn new(repository: &'a Repository, lease: Arc<Lease>, vm: &VmId, time: Timestamp) -> Result<Self> {
+        let pipeline = Pipeline::start(Arc::clone(&repository.core), Arc::clone(&repository.index), repository.workers)?;
+        let tools = Mutex::new((Sealer::new()?, Scratch::new()?));
+        Ok(Self { repository, vm: vm.clone(), time, pipeline, tools, disks: Mutex::default(), _lease: lease })
+    }
+
+    /// The base's tables of a disk.
+    fn base(&self, id: &BackupId, content: &DiskContent) -> Result<StoredDisk> {
+        let backup = self.repository.load_backup(id)?;
+        let chunk_size = content.chunk_size.bytes();
+        let disk = backup.disk(content.name.as_str())?;
+        if disk.layout.chunk != chunk_size {
+            return Err(Error::Content { disk: content.name.to_string(), problem: format!("the base has chunks of {} bytes, not {chunk_size}", disk.layout.chunk) });
+        }
+        StoredDisk::open(self, &disk.tree, disk.layout)
+    }
+
+    fn open_disk(&self, content: &DiskContent) -> Result<DiskWriter<'_>> {
+        let layout = Layout::new(content.size.0, content.chunk_size.bytes());
+        let layout = layout.ok_or_else(|| Error::Content { disk: content.name.to_string(), problem: format!("{} bytes are more than a backup can hold", content.size) })?;
+        let base = content.base.as_ref().map(|id| self.base(id, content)).transpose()?;
+        DiskWriter::new(self, content, layout, base)
+    }
+
+    fn store_file(&self, file: &SavedFile) -> Result<Node> {
+        let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        let pieces = file.content.chunks(FILE_PIECE_BYTES).map(|piece| Ok(self.pipeline.store(&mut tools.0, BlobKind::Data, piece)?.0)).collect::<Result<Vec<_>>>()?;
+        Ok(Node::file(&file.name, file.content.len() as u64, pieces))
+    }
+
+    fn add_disk(&self, name: &str, tree: TreeId) {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).push(Node::dir(name, tree));
+    }
+
+    fn store_all(self, manifest: &Manifest, files: &[SavedFile]) -> Result<BackupId> {
+        let json = serde_json::to_vec(manifest).map_err(|error| Error::internal("write the manifest", error))?;
+        let mut nodes = std::mem::take(&mut *self.disks.lock().unwrap_or_else(PoisonError::into_inner));
+        for file in std::iter::once(&SavedFile { name: MANIFEST.to_owned(), content: json }).chain(files) {
+            nodes.push(self.store_file(file)?);
+        }
+        let vm_tree = self.store(&nodes)?;
+        let root = self.store(&[Node::dir(self.vm.as_str(), vm_tree)])?;
+        let snapshot = self.snapshot(root, manifest);
+        // Everything the snapshot needs is durable and indexed before the snapshot is.
+        let Self { repository, pipeline, .. } = self;
+        pipeline.finish()?;
+        let id = sealed_file::write(&*repository.core.backend, &repository.core.key, FileKind::Snapshot, &snapshot)?;
+        Ok(BackupId::new(id.hex()))
+    }
+
+    fn snapshot(&self, tree: TreeId, manifest: &Manifest) -> Snapshot {
+        let mut tags = vec![TAG.to_owned(), format!("{VM_TAG}{}", self.vm), format!("kind:{}", manifest.kind.word())];
+        tags.extend(manifest.checkpoint.as_ref().map(|name| format!("checkpoint:{name}")));
+        let environment = &self.repository.environment;
+        Snapshot {
+            time: self.time,
+            tree,
+            paths: vec![format!("/{}", self.vm)],
+            hostname: environment.hostname.clone(),
+            username: environment.username.clone(),
+            tags,
+            program_version: manifest.program.clone(),
+        }
+    }
+}
+
+impl Trees for BackupWriter<'_> {
+    fn load(&self, id: &TreeId) -> Result<Vec<Node>> {
+        let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        self.repository.load_tree(id, &mut tools.1)
+    }
+
+    fn store(&self, nodes: &[Node]) -> Result<TreeId> {
+        let (_, bytes) = tree::encode(nodes)?;
+        let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.pipeline.store(&mut tools.0, BlobKind::Tree, &bytes)?.0)
+    }
+
+    fn zeros(&self, bytes: u64) -> Result<ChunkId> {
+        let zeros = vec![0; usize::try_from(bytes).map_err(|error| Error::internal("make a chunk of zeros", error))?];
+        let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.pipeline.store(&mut tools.0, BlobKind::Data, &zeros)?.0)
+    }
+}
+
+impl seam::BackupWriter for BackupWriter<'_> {
+    fn disk(&mut self, content: &DiskContent) -> seam::Result<Box<dyn seam::DiskWriter + '_>> {
+        Ok(Box::new(self.open_disk(content)?))
+    }
+
+    fn publish(self: Box<Self>, manifest: &Manifest, files: &[SavedFile]) -> seam::Result<BackupId> {
+        Ok(self.store_all(manifest, files)?)
+    }
+}

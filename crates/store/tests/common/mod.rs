@@ -1,0 +1,219 @@
+//! What the store's tests share: a repository in a temporary folder, sample disks, stock restic.
+#![expect(dead_code, reason = "every test file uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+use jiff::Timestamp;
+use keepmark_model::facts::Power;
+use keepmark_model::manifest::{Consistency, Kind, MANIFEST_VERSION, Manifest, ManifestDisk};
+use keepmark_model::seam::{self, BackupReader as _, DiskContent, DiskStored, Piece, Recycler, SavedFile, Store as _};
+use keepmark_model::{BackupId, ChunkIndex, ChunkSize, DiskName, Extent, Extents, Size, VmIdentity};
+use keepmark_store::{Environment, Options, Repository};
+
+pub const PASSWORD: &str = "correct horse";
+
+/// Small chunks keep the tests small.
+pub fn chunk_size() -> ChunkSize {
+    ChunkSize::try_from(4096).unwrap()
+}
+
+pub struct Place {
+    pub folder: tempfile::TempDir,
+}
+
+pub fn environment() -> Environment {
+    Environment {
+        hostname: "testhost".into(),
+        username: "tester".into(),
+        uid: 0,
+        gid: 0,
+        pid: std::process::id(),
+        now: Timestamp::now,
+        is_alive: |pid| Path::new(&format!("/proc/{pid}")).exists(),
+    }
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn repository(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    pub fn options(&self) -> Options {
+        Options { cache: self.cache(), environment: environment(), workers: 2 }
+    }
+
+    pub fn init(&self) -> Repository {
+        Repository::init(&self.repository(), PASSWORD, chunk_size(), self.options()).unwrap()
+    }
+
+    pub fn open(&self) -> Repository {
+        Repository::open(&self.repository(), PASSWORD, self.options()).unwrap()
+    }
+
+    pub fn restic(&self, args: &[&str]) -> Output {
+        Command::new("restic")
+            .args(["--no-cache", "-q", "-r"])
+            .arg(self.repository())
+            .args(args)
+            .env("RESTIC_PASSWORD", PASSWORD)
+            .output()
+            .expect("stock restic must be installed (make deps)")
+    }
+
+    /// Runs restic, which must succeed; returns its stdout.
+    pub fn restic_ok(&self, args: &[&str]) -> Vec<u8> {
+        let output = self.restic(args);
+        assert!(output.status.success(), "restic {args:?}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    pub fn check_with_restic(&self) {
+        self.restic_ok(&["check", "--read-data"]);
+    }
+
+    pub fn files(&self, folder: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut waiting = vec![self.repository().join(folder)];
+        while let Some(folder) = waiting.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { waiting.push(path) } else { found.push(path) }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+pub fn vm() -> VmIdentity {
+    VmIdentity::new("web \"1\" \\ ü", None).unwrap()
+}
+
+pub fn disk_name(name: &str) -> DiskName {
+    DiskName::new(name).unwrap()
+}
+
+pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> Manifest {
+    let kind = if base.is_some() { Kind::Incremental } else { Kind::Full };
+    Manifest {
+        version: MANIFEST_VERSION,
+        program: "keepmark 0.1.0".into(),
+        vm: vm(),
+        time: time.parse().unwrap(),
+        kind,
+        reason: "test".into(),
+        checkpoint: None,
+        consistency: Consistency::Crash,
+        pause_ms: 0,
+        freeze_ms: None,
+        duration_ms: 0,
+        power: Power::Off,
+        hypervisor: "none".into(),
+        disks: disks.iter().map(|(name, size)| ManifestDisk {
+            name: disk_name(name),
+            size: Size(*size),
+            kind,
+            reason: "test".into(),
+            format: "raw".into(),
+            cluster_size: None,
+            image: "none".into(),
+            chunk_size: chunk_size(),
+            checkpointed: false,
+            base: base.cloned(),
+            dirty_bytes: 0,
+            read_bytes: 0,
+            stored_bytes: 0,
+            audited_bytes: 0,
+        }).collect(),
+        skipped: vec![],
+        findings: vec![],
+    }
+}
+
+pub fn recycler() -> Recycler {
+    Arc::new(drop)
+}
+
+/// Which parts of a disk's content are told to be zero instead of being put, and which are left to the base.
+pub struct Told {
+    pub put: Extents,
+    pub zero: Extents,
+}
+
+pub fn extents(pairs: &[(u64, u64)]) -> Extents {
+    pairs.iter().map(|(start, end)| Extent::new(*start, *end)).collect()
+}
+
+pub fn put_all(content: &[u8]) -> Told {
+    Told { put: Extents::whole(Size(content.len() as u64)), zero: Extents::new() }
+}
+
+/// Puts the told part of `content` in a slightly wrong order.
+pub fn write_disk(writer: &mut dyn seam::BackupWriter, name: &str, content: &[u8], base: Option<&BackupId>, told: &Told) -> seam::Result<DiskStored> {
+    let size = Size(content.len() as u64);
+    let declared = DiskContent { name: disk_name(name), size, chunk_size: chunk_size(), base: base.cloned(), put: told.put.clone(), zero: told.zero.clone() };
+    let mut disk = writer.disk(&declared)?;
+    let chunks: Vec<ChunkIndex> = told.put.chunks(chunk_size()).collect();
+    for window in chunks.chunks(7) {
+        for chunk in window.iter().rev() {
+            let extent = chunk_size().extent(*chunk, size);
+            disk.put(*chunk, content[extent.start as usize..extent.end as usize].to_vec(), &recycler())?;
+        }
+    }
+    disk.finish()
+}
+
+pub const MORNING: &str = "2026-11-22T08:00:00Z";
+pub const EVENING: &str = "2026-11-22T18:00:00Z";
+
+/// A whole backup of one disk `vda`.
+pub fn backup(repository: &Repository, time: &str, content: &[u8], base: Option<&BackupId>, told: &Told) -> seam::Result<BackupId> {
+    let mut writer = repository.begin(&vm().id(), time.parse().unwrap())?;
+    write_disk(&mut *writer, "vda", content, base, told)?;
+    let file = SavedFile { name: "domain.json".into(), content: br#"{"machine":"q35"}"#.to_vec() };
+    writer.publish(&manifest(time, &[("vda", content.len() as u64)], base), &[file])
+}
+
+pub fn full(repository: &Repository, content: &[u8]) -> BackupId {
+    backup(repository, MORNING, content, None, &put_all(content)).unwrap()
+}
+
+/// Reads a disk back; every byte must come exactly once.
+pub fn restore(repository: &Repository, id: &BackupId, name: &str, size: usize) -> seam::Result<Vec<u8>> {
+    let reader = repository.open_backup(id)?;
+    let (content, covered) = (Mutex::new(vec![0xee; size]), Mutex::new(Vec::new()));
+    reader.read_disk(&disk_name(name), None, &|piece| {
+        let (extent, bytes) = match piece {
+            Piece::Data { offset, bytes } => (Extent::at(offset, bytes.len() as u64), bytes.to_vec()),
+            Piece::Zero(extent) => (extent, vec![0; extent.len() as usize]),
+        };
+        content.lock().unwrap()[extent.start as usize..extent.end as usize].copy_from_slice(&bytes);
+        covered.lock().unwrap().push(extent);
+        Ok(())
+    })?;
+    let covered = covered.into_inner().unwrap();
+    assert_eq!(covered.iter().map(|extent| extent.len()).sum::<u64>(), size as u64);
+    assert_eq!(covered.into_iter().collect::<Extents>(), Extents::whole(Size(size as u64)));
+    Ok(content.into_inner().unwrap())
+}
+
+/// Bytes without a pattern, the same every time.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    }).flatten().take(length).collect()
+}
