@@ -30,10 +30,10 @@ pub use agent::Agent;
 pub use fail::{OrFail, fail};
 pub use guest::Guest;
 pub use keepmark::{Keepmark, KeepmarkRun, RunningKeepmark};
-//P
+pub use proxy::{QmpProxy, Verdict};
 pub use qemu::{Attach, Disk, Machine, Qemu, QemuBuilder};
 pub use qmp::Qmp;
 pub use restic::Restic;
 pub use serial::Serial;
 pub use tmp::tmp;
-//W
+pub use witness::{PauseWitness, Witness};

@@ -1,6 +1,5 @@
 //! NBD servers and the storage daemon, owned, on unix sockets.
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -27,8 +26,9 @@ impl NbdServer {
     #[track_caller]
     pub fn nbdkit(socket: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--unix"]).arg(socket).args(arguments);
-        Self::start(command, socket)
+        let ready = ready_file(socket);
+        command.args(["--foreground", "--pidfile"]).arg(&ready).arg("--unix").arg(socket).args(arguments);
+        Self::start(command, socket, &ready)
     }
 
     /// Starts qemu-nbd on an image, with further arguments (e.g. `--read-only`, `-B BITMAP`, `--shared=4`, `-x NAME`).
@@ -36,16 +36,19 @@ impl NbdServer {
     #[track_caller]
     pub fn qemu_nbd(socket: &Path, image: &Path, format: Format, arguments: &[&str]) -> Self {
         let mut command = Command::new("qemu-nbd");
-        command.args(["--persistent", "-f", format.name(), "--socket"]).arg(socket).args(arguments).arg(image);
-        Self::start(command, socket)
+        let ready = ready_file(socket);
+        command.args(["--persistent", "-f", format.name(), "--pid-file"]).arg(&ready);
+        command.arg("--socket").arg(socket).args(arguments).arg(image);
+        Self::start(command, socket, &ready)
     }
 
-    fn start(mut command: Command, socket: &Path) -> Self {
+    /// Both servers write their process id once they listen. Asking by a connection would count as one, and be logged.
+    fn start(mut command: Command, socket: &Path, ready: &Path) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = Owned::spawn(&mut command);
         wait_for(&format!("{command:?}"), START_TIMEOUT, || {
             still_running(&mut process, &command);
-            UnixStream::connect(socket).ok()
+            std::fs::read(ready).is_ok_and(|id| id.ends_with(b"\n")).then_some(())
         });
         Self { process, socket: socket.to_owned() }
     }
@@ -61,6 +64,13 @@ impl NbdServer {
     pub fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
+}
+
+/// A file left by an earlier server must not be taken for this one's.
+fn ready_file(socket: &Path) -> PathBuf {
+    let path = socket.with_extension("pid");
+    std::fs::remove_file(&path).ok();
+    path
 }
 
 #[track_caller]

@@ -164,7 +164,7 @@ impl QemuBuilder {
         let fixed = "-accel tcg -nodefaults -no-user-config -display none -no-reboot";
         let mut arguments: Vec<String> = fixed.split(' ').map(str::to_owned).collect();
         arguments.extend(["-machine".into(), machine.into(), "-name".into(), format!("guest={name}")]);
-        for socket in ["qmp", "control"] {
+        for socket in ["qmp", "control", "witness"] {
             arguments.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", self.path(socket))]);
         }
         if let Some(uuid) = &self.uuid {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Disk, QemuBuilder};
 use crate::image::check_io;
 use crate::process::{Owned, wait_for};
-use crate::{Agent, OrFail, Qmp, Serial, fail};
+use crate::{Agent, OrFail, Qmp, Serial, fail, witness};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -53,6 +53,11 @@ impl Qemu {
     #[must_use]
     pub fn agent_socket(&self) -> PathBuf {
         self.builder.dir.join("agent")
+    }
+
+    /// The monitor that a [`crate::PauseWitness`] uses.
+    pub(crate) fn witness_socket(&self) -> PathBuf {
+        self.builder.dir.join("witness")
     }
 
     /// How the first monitor is named on keepmark's command line.
@@ -138,17 +143,23 @@ impl Qemu {
         self.qemu_io(disk, &format!("read -P {pattern} {offset} {length}"));
     }
 
-    /// The node that a disk's device uses now, below what jobs have inserted.
+    /// The node at the top of a disk's device now: the one that was inserted last, or the disk's own.
     #[track_caller]
     pub fn node_of(&mut self, disk: &str) -> String {
-        let at = self.disks().iter().position(|one| one.name == disk).or_fail(format_args!("no disk {disk}"));
-        let Some(device) = self.devices[at].clone() else {
-            return self.disks()[at].node().or_fail("a disk has a device or a node");
-        };
-        let blocks = self.qmp("query-block", json!({}));
-        let mut found = blocks.as_array().into_iter().flatten().filter(|block| block["qdev"] == device.as_str());
-        let node = found.next().and_then(|block| block["inserted"]["node-name"].as_str());
-        node.or_fail(format_args!("disk {disk} has no medium")).to_owned()
+        let mut found = self.sources().into_iter().filter(|(name, _)| name == disk);
+        found.next().or_fail(format_args!("no disk {disk}")).1
+    }
+
+    /// The same for all disks, with their names.
+    #[track_caller]
+    pub(crate) fn sources(&mut self) -> Vec<(String, String)> {
+        let disks = self.disk_devices();
+        witness::sources(&mut self.control, &disks)
+    }
+
+    /// Each disk with the path of its device, if it has one.
+    pub(crate) fn disk_devices(&self) -> Vec<(Disk, Option<String>)> {
+        self.disks().iter().cloned().zip(self.devices.iter().cloned()).collect()
     }
 
     /// Names of the bitmaps on all nodes, with the node's name, sorted; without those that jobs use internally.
