@@ -1,1 +1,24 @@
 //! One QEMU: QMP, guest agent, bitmaps, frozen points and exports, for running VMs and, through qemu-storage-daemon, powered-off images.
+//!
+//! Reading order: [`Live`] is a running VM; `point` makes the frozen moment of several disks and takes it back; `disks` turns
+//! QEMU's replies into facts; [`qmp`] talks. What keepmark puts into QEMU is named in `temporary` and found again by `leftovers`.
+
+pub mod agent;
+mod bitmaps;
+mod definition;
+mod disk;
+pub mod disks;
+mod error;
+pub mod holders;
+mod leftovers;
+mod live;
+mod point;
+mod program;
+pub mod qmp;
+pub mod schema;
+mod temporary;
+pub mod watchdog;
+mod workspace;
+
+pub use error::{Error, Result};
+pub use live::{Live, LiveOptions};

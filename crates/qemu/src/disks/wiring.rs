@@ -1,0 +1,220 @@
+//! From QEMU's replies to disks: which devices count, which node is the active image, and which images lie below. Pure.
+
+use std::collections::HashMap;
+
+use keepmark_model::Size;
+use keepmark_model::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence, SkippedDisk};
+
+use super::naming::{Names, device_id, location, qom_path, stem};
+use super::reply::{Bitmap, Block, Graph, Inserted, Node};
+use super::{Disk, Survey};
+
+// Nodes that pass on what lies below: ours, users' own (throttling), and those that jobs put in.
+const FILTERS: [&str; 10] = [
+    "copy-before-write",
+    "throttle",
+    "copy-on-read",
+    "compress",
+    "preallocate",
+    "blkdebug",
+    "blklogwrites",
+    "mirror_top",
+    "commit_top",
+    "backup-top",
+];
+// QEMU limits the depth of nothing; a chain longer than this is a loop or an accident.
+const DEPTH_MAX: usize = 1024;
+
+/// Makes disks out of the replies to `query-block`, `query-named-block-nodes` and `x-debug-query-block-graph`.
+#[must_use]
+pub fn survey(blocks: Vec<Block>, nodes: Vec<Node>, graph: &Graph) -> Survey {
+    let edges = named_edges(graph);
+    let below = Below::new(&nodes, &edges);
+    let mut names = Names::default();
+    let mut survey = Survey::default();
+    for block in blocks {
+        if let (Some(qdev), Some(inserted)) = (&block.qdev, &block.inserted) {
+            survey.devices.push((qom_path(qdev), inserted.node_name.clone()));
+        }
+        match candidate(&block) {
+            Ok((qdev, inserted)) => match below.disk(&block, qdev, inserted, &mut names) {
+                Some(disk) => survey.disks.push(disk),
+                None => survey.skipped.push(skip(&block, "QEMU does not tell its image")),
+            },
+            Err(why) => survey.skipped.push(skip(&block, why)),
+        }
+    }
+    survey.nodes = nodes;
+    survey.edges = edges;
+    survey
+}
+
+fn candidate(block: &Block) -> Result<(&str, &Inserted), &'static str> {
+    let Some(inserted) = &block.inserted else { return Err("it is empty") };
+    match &block.qdev {
+        None => Err("no device uses it"),
+        Some(_) if block.removable => Err("it is a removable medium (cdrom or floppy)"),
+        Some(_) if inserted.ro => Err("it is read-only"),
+        Some(qdev) if qdev.contains("system.flash") || block.device.starts_with("pflash") => Err("it is firmware, not a disk"),
+        Some(qdev) => Ok((qdev, inserted)),
+    }
+}
+
+fn skip(block: &Block, why: &str) -> SkippedDisk {
+    let id = block.qdev.as_deref().and_then(device_id);
+    let drive = Some(block.device.clone()).filter(|name| !name.is_empty());
+    let name = id.or(drive).or_else(|| block.qdev.clone()).unwrap_or_else(|| "(unnamed)".into());
+    SkippedDisk { name, why: why.to_owned() }
+}
+
+fn named_edges(graph: &Graph) -> Vec<(String, String, String)> {
+    let names: HashMap<u64, &str> = graph.nodes.iter().map(|node| (node.id, node.name.as_str())).collect();
+    let name = |id: &u64| names.get(id).map(|name| (*name).to_owned());
+    graph.edges.iter().filter_map(|edge| Some((name(&edge.parent)?, name(&edge.child)?, edge.name.clone()))).collect()
+}
+
+struct Below<'a> {
+    nodes: HashMap<&'a str, &'a Node>,
+    children: HashMap<(&'a str, &'a str), &'a str>,
+}
+
+impl<'a> Below<'a> {
+    fn new(nodes: &'a [Node], edges: &'a [(String, String, String)]) -> Self {
+        Self {
+            nodes: nodes.iter().map(|node| (node.node_name.as_str(), node)).collect(),
+            children: edges.iter().map(|(parent, child, role)| ((parent.as_str(), role.as_str()), child.as_str())).collect(),
+        }
+    }
+
+    fn disk(&self, block: &Block, qdev: &str, inserted: &Inserted, names: &mut Names) -> Option<Disk> {
+        let chain = self.chain(&inserted.node_name);
+        let active = *chain.first()?;
+        let image = location(&active.file);
+        let drive = Some(block.device.clone());
+        let name = names.pick([device_id(qdev), drive, stem(&image)])?;
+        let facts = DiskFacts {
+            name,
+            size: Size(active.image.virtual_size),
+            format: format_of(active),
+            cluster_size: active.image.cluster_size,
+            image,
+            persistence: persistence(&active.drv, active.image.compat()),
+            layers: chain.iter().map(|node| layer(node)).collect(),
+        };
+        let nodes = chain.iter().map(|node| node.node_name.clone()).collect();
+        Some(Disk { facts, root: inserted.node_name.clone(), qom_path: qom_path(qdev), nodes })
+    }
+
+    // The images from the active one down, filters left out.
+    fn chain(&self, root: &str) -> Vec<&'a Node> {
+        let mut chain = Vec::new();
+        let mut next = self.nodes.get(root).copied();
+        for _ in 0..DEPTH_MAX {
+            let Some(node) = next else { break };
+            let is_filter = FILTERS.contains(&node.drv.as_str());
+            if !is_filter {
+                chain.push(node);
+            }
+            let below = self.child(node, "backing");
+            next = if is_filter { below.or_else(|| self.child(node, "file")) } else { below };
+        }
+        chain
+    }
+
+    fn child(&self, node: &Node, role: &str) -> Option<&'a Node> {
+        let name = self.children.get(&(node.node_name.as_str(), role))?;
+        self.nodes.get(name).copied()
+    }
+}
+
+// A disk on a bare file or block device is raw.
+fn format_of(node: &Node) -> String {
+    match node.drv.as_str() {
+        "file" | "host_device" => "raw".into(),
+        other => other.into(),
+    }
+}
+
+/// Whether bitmaps outlive the process, by format and (for qcow2) version.
+#[must_use]
+pub(crate) fn persistence(format: &str, compat: Option<&str>) -> Persistence {
+    let why = match (format, compat) {
+        ("qcow2", Some("0.10")) => "qcow2 version 2 images cannot hold bitmaps; `qemu-img amend -o compat=1.1` makes it version 3".to_owned(),
+        ("qcow2", _) => return Persistence::Stored,
+        ("file" | "host_device", _) => "raw images cannot hold bitmaps".to_owned(),
+        (other, _) => format!("{other} images cannot hold bitmaps"),
+    };
+    Persistence::MemoryOnly { why }
+}
+
+fn layer(node: &Node) -> LayerFacts {
+    LayerFacts { image: location(&node.file), bitmaps: node.dirty_bitmaps.iter().filter_map(bitmap).collect() }
+}
+
+fn bitmap(bitmap: &Bitmap) -> Option<BitmapFacts> {
+    let name = bitmap.name.clone().filter(|name| !name.is_empty())?;
+    Some(BitmapFacts {
+        name,
+        recording: bitmap.recording,
+        busy: bitmap.busy,
+        inconsistent: bitmap.inconsistent,
+        persistent: bitmap.persistent,
+        granularity: bitmap.granularity,
+        dirty: Size(bitmap.count),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorded(name: &str) -> serde_json::Value {
+        let text = match name {
+            "blocks" => include_str!("../../tests/data/query-block.json"),
+            "nodes" => include_str!("../../tests/data/query-named-block-nodes.json"),
+            _ => include_str!("../../tests/data/block-graph.json"),
+        };
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn recorded_survey() -> Survey {
+        let from = |name| recorded(name);
+        survey(
+            serde_json::from_value(from("blocks")).unwrap(),
+            serde_json::from_value(from("nodes")).unwrap(),
+            &serde_json::from_value(from("graph")).unwrap(),
+        )
+    }
+
+    #[test]
+    fn what_qemu_10_says_becomes_disks_with_layers_under_our_filters() {
+        let survey = recorded_survey();
+        let seen: Vec<_> = survey.disks.iter().map(|d| (d.facts.name.as_str(), d.facts.format.as_str(), d.root.as_str(), d.qom_path.as_str())).collect();
+        insta::assert_debug_snapshot!((seen, &survey.skipped));
+        let vda = &survey.disks[1];
+        assert_eq!(vda.nodes.len(), 2);
+        assert_eq!(vda.nodes[0], "na");
+        assert_eq!(vda.active(), "na");
+        assert_eq!(vda.facts.layers[1].image, "base.qcow2");
+        assert_eq!(vda.facts.persistence, Persistence::Stored);
+        assert!(matches!(survey.disks[0].facts.persistence, Persistence::MemoryOnly { .. }));
+        let names: Vec<_> = vda.facts.layers[0].bitmaps.iter().map(|b| b.name.as_str()).collect();
+        assert!(names.contains(&"foreign"), "{names:?}");
+    }
+
+    #[test]
+    fn only_qcow2_version_3_stores_bitmaps() {
+        assert_eq!(persistence("qcow2", Some("1.1")), Persistence::Stored);
+        for (format, compat) in [("qcow2", Some("0.10")), ("raw", None), ("file", None), ("vmdk", None)] {
+            assert!(matches!(persistence(format, compat), Persistence::MemoryOnly { .. }), "{format}");
+        }
+    }
+
+    #[test]
+    fn a_loop_in_the_graph_ends() {
+        let node = |name: &str| serde_json::from_value::<Node>(serde_json::json!({"node-name": name, "drv": "qcow2"})).unwrap();
+        let nodes = [node("a"), node("b")];
+        let edges = [("a".into(), "b".into(), "backing".into()), ("b".into(), "a".into(), "backing".into())];
+        assert_eq!(Below::new(&nodes, &edges).chain("a").len(), DEPTH_MAX);
+    }
+}

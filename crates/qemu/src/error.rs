@@ -1,0 +1,277 @@
+//! What can go wrong with a QEMU, and what each of it means to the caller of the program.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keepmark_model::{Failure, FailureClass};
+
+/// What this crate's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failure of or around one QEMU.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket cannot be connected to.
+    #[error("cannot connect to QEMU's monitor {peer}")]
+    Connect {
+        /// The socket.
+        peer: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing came within the time-out.
+    #[error("QEMU's monitor {peer} did not answer {command} within {} s", waited.as_secs_f32())]
+    Mute {
+        /// The socket.
+        peer: String,
+        /// What was asked.
+        command: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The connection broke.
+    #[error("the connection to QEMU's monitor {peer} broke during {command}")]
+    Gone {
+        /// The socket.
+        peer: String,
+        /// What was asked.
+        command: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What came is not QMP.
+    #[error("what answers at {peer} does not speak QMP: {problem}")]
+    Rubbish {
+        /// The socket.
+        peer: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// QEMU refused a command.
+    #[error("QEMU refused {command}: {description}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// QEMU's error class.
+        class: String,
+        /// QEMU's own words.
+        description: String,
+    },
+    /// A reply does not have the documented shape.
+    #[error("QEMU's reply to {command} has an unknown shape")]
+    Reply {
+        /// The command.
+        command: String,
+        /// What was expected.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// This QEMU cannot do what is needed.
+    #[error("this QEMU ({version}) cannot {what}")]
+    Unsupported {
+        /// Its version.
+        version: String,
+        /// What is missing.
+        what: String,
+    },
+    /// There is no such disk.
+    #[error("there is no disk {name:?}; disks are: {known}")]
+    UnknownDisk {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The bitmap of a checkpoint is not where a delta was asked for.
+    #[error("disk {disk} has no bitmap of checkpoint {checkpoint}")]
+    NoBitmap {
+        /// Which disk.
+        disk: String,
+        /// Which checkpoint.
+        checkpoint: String,
+    },
+    /// A delta was asked of a disk that was opened without.
+    #[error("disk {disk} was opened without a checkpoint to compare with")]
+    NoDelta {
+        /// Which disk.
+        disk: String,
+    },
+    /// Another keepmark works on this VM.
+    #[error("another keepmark{} works on {subject}", holder.map_or_else(String::new, |pid| format!(" (process {pid})")))]
+    Busy {
+        /// The VM's socket or image.
+        subject: String,
+        /// Whose lock it is, where it says so.
+        holder: Option<u32>,
+    },
+    /// An image is open in another process.
+    #[error("image {} is in use by {}", image.display(), crate::holders::describe(holders))]
+    ImageInUse {
+        /// The image.
+        image: PathBuf,
+        /// Who has it open, as far as this user may see.
+        holders: Vec<crate::holders::Holder>,
+    },
+    /// QEMU's only NBD server serves somebody else.
+    #[error("QEMU's NBD server is already in use{}", if exports.is_empty() { String::new() } else { format!(" by exports {exports}") })]
+    ServerTaken {
+        /// Names of foreign exports.
+        exports: String,
+    },
+    /// An image cannot be used as it is.
+    #[error("image {} cannot be used: {problem}", image.display())]
+    Image {
+        /// The image.
+        image: PathBuf,
+        /// Why, in words.
+        problem: String,
+    },
+    /// A name or option makes no sense.
+    #[error("{what} {value:?} cannot be used: {problem}")]
+    Usage {
+        /// What it is.
+        what: &'static str,
+        /// As it came.
+        value: String,
+        /// Why.
+        problem: String,
+    },
+    /// A helper program failed.
+    #[error("{program} failed: {message}")]
+    Program {
+        /// Which.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+    /// A helper program cannot be started.
+    #[error("cannot run {program}")]
+    Spawn {
+        /// Which.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest agent did not do what it was asked.
+    #[error("the guest agent at {} {problem}", socket.display())]
+    Agent {
+        /// Its socket.
+        socket: PathBuf,
+        /// What happened.
+        problem: String,
+    },
+    /// A file or folder of ours cannot be used.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A job of QEMU's failed.
+    #[error("QEMU's job {job} failed: {message}")]
+    Job {
+        /// Which.
+        job: String,
+        /// QEMU's own words.
+        message: String,
+    },
+    /// A guest may be standing still because of us.
+    #[error("the VM was paused and could not be resumed")]
+    NotResumed {
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
+    /// Clean-up left something behind.
+    #[error("could not remove {subject} from QEMU")]
+    LeftBehind {
+        /// What.
+        subject: String,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
+    /// Reading the frozen disk failed.
+    #[error("cannot read disk {disk}")]
+    Read {
+        /// Which.
+        disk: String,
+        /// Why.
+        #[source]
+        source: keepmark_nbd::Error,
+    },
+    /// Writing an image failed.
+    #[error("cannot write image {}", image.display())]
+    Write {
+        /// Which.
+        image: PathBuf,
+        /// Why.
+        #[source]
+        source: keepmark_nbd::Error,
+    },
+    /// qemu-storage-daemon did not end as it should.
+    #[error("qemu-storage-daemon ended badly: {message}")]
+    Daemon {
+        /// Status and messages.
+        message: String,
+    },
+}
+
+impl Error {
+    /// Whether the peer is dead, mute or no QMP: asking on is pointless.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Mute { .. } | Self::Gone { .. } | Self::Rubbish { .. })
+    }
+
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Connect { .. } | Self::Mute { .. } | Self::Gone { .. } | Self::Rubbish { .. } => FailureClass::Unreachable,
+            Self::Busy { .. } | Self::ImageInUse { .. } | Self::ServerTaken { .. } => FailureClass::Locked,
+            Self::UnknownDisk { .. } | Self::Usage { .. } => FailureClass::Usage,
+            _ => FailureClass::Failed,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Connect { .. } => "is the VM running, and is it started with `-qmp unix:SOCKET,server=on,wait=off`?".into(),
+            Self::Mute { .. } => "QEMU serves one client per monitor: another program (libvirt, a shell, another backup) may be connected to this \
+                 socket; give keepmark a monitor of its own with a second `-qmp unix:SOCKET,server=on,wait=off`"
+                .into(),
+            Self::Rubbish { .. } => "the socket must be a QMP monitor (`-qmp`), not a human monitor, console or guest agent".into(),
+            Self::Busy { .. } => "wait for it to end".into(),
+            Self::ImageInUse { .. } => "back the VM up while it runs with `qmp:SOCKET`, or stop the process first".into(),
+            Self::ServerTaken { .. } => "end the other backup or export, or `nbd-server-stop` if nobody needs it".into(),
+            Self::NotResumed { .. } => "resume it with `cont` in its monitor".into(),
+            Self::LeftBehind { .. } => "the next run of keepmark on this VM removes it".into(),
+            Self::Spawn { program, .. } if program.starts_with("qemu-") => "install qemu-utils".into(),
+            _ => return None,
+        })
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (class, hint) = (error.class(), error.hint());
+        let failure = Self::new(class, error);
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// Gives an I/O error its subject.
+pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::File { action, path, source }
+}

@@ -1,0 +1,158 @@
+//! What a dead run of keepmark left in a QEMU, found by prefix and removed; nothing else is touched.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::agent;
+use crate::disks::{self, Survey};
+use crate::error::{Error, Result};
+use crate::point::export;
+use crate::point::undo::{attach, delete_export, end_job};
+use crate::qmp::Qmp;
+use crate::temporary::{FROZEN, PAUSED, is_ours};
+
+const READER: &str = "snapshot-access";
+const FILTER: &str = "copy-before-write";
+const THAW_WAIT: Duration = Duration::from_secs(5);
+
+/// Things of ours in the block layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Leftovers {
+    /// Devices on a filter of ours, and the node to give back: (QOM path, node).
+    pub(crate) filtered: Vec<(String, String)>,
+    /// Nodes that read a filter's frozen content.
+    pub(crate) readers: Vec<String>,
+    /// Other nodes, users before what they use.
+    pub(crate) nodes: Vec<String>,
+    /// Bitmaps: (node, name).
+    pub(crate) bitmaps: Vec<(String, String)>,
+}
+
+impl Leftovers {
+    pub(crate) fn any(&self) -> bool {
+        self.any_node() || !self.filtered.is_empty() || !self.bitmaps.is_empty()
+    }
+
+    fn any_node(&self) -> bool {
+        !self.readers.is_empty() || !self.nodes.is_empty()
+    }
+
+    fn has_bitmap(&self, prefix: &str) -> bool {
+        self.bitmaps.iter().any(|(_, name)| name.starts_with(prefix))
+    }
+}
+
+/// Finds them. Pure.
+pub(crate) fn find(survey: &Survey) -> Leftovers {
+    let ours: Vec<_> = survey.nodes.iter().filter(|node| is_ours(&node.node_name)).collect();
+    let of = |wanted: &dyn Fn(&str) -> bool| ours.iter().filter(|node| wanted(&node.drv)).map(|node| node.node_name.clone()).collect::<Vec<_>>();
+    let is_other = |driver: &str| ![READER, FILTER].contains(&driver);
+    let bitmaps = survey.nodes.iter().flat_map(|node| {
+        let names = node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.clone());
+        names.filter(|name| is_ours(name)).map(|name| (node.node_name.clone(), name))
+    });
+    Leftovers {
+        filtered: filtered(survey),
+        readers: of(&|driver| driver == READER),
+        nodes: [of(&|driver| driver == FILTER), of(&is_other)].concat(),
+        bitmaps: bitmaps.collect(),
+    }
+}
+
+fn filtered(survey: &Survey) -> Vec<(String, String)> {
+    let below = |filter: &str| survey.edges.iter().find(|(parent, _, role)| parent == filter && role == "file").map(|(_, child, _)| child.clone());
+    let on_ours = survey.devices.iter().filter(|(_, root)| is_ours(root));
+    on_ours.filter_map(|(device, root)| Some((device.clone(), below(root)?))).collect()
+}
+
+/// Removes everything of ours from a QEMU, the guest's needs first; says in words what was done.
+///
+/// # Errors
+/// When something of ours is there and cannot be removed.
+pub(crate) fn remove(qmp: &mut Qmp) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    let found = find(&disks::look(qmp)?);
+    wake(qmp, &found, &mut said)?;
+    let exports = export::list(qmp)?;
+    let (ours, foreign): (Vec<_>, Vec<_>) = exports.into_iter().partition(|export| is_ours(&export.id));
+    for export in &ours {
+        tried("export", &export.id, delete_export(qmp, &export.id), &mut said)?;
+    }
+    // Only ours ran in it, or it was started by a run that died before its first export.
+    let is_server_ours = (!ours.is_empty() || found.any_node()) && foreign.iter().all(|export| export.kind != "nbd");
+    if is_server_ours && qmp.run("nbd-server-stop", Value::Null).is_ok() {
+        said.push("NBD server".into());
+    }
+    end_jobs(qmp, &mut said)?;
+    remove_nodes(qmp, &found, &mut said)?;
+    for (node, name) in &found.bitmaps {
+        tried("bitmap", name, qmp.run("block-dirty-bitmap-remove", json!({ "node": node, "name": name })), &mut said)?;
+    }
+    Ok(said)
+}
+
+fn wake(qmp: &mut Qmp, found: &Leftovers, said: &mut Vec<String>) -> Result<()> {
+    if found.has_bitmap(PAUSED) && status(qmp)? == "paused" {
+        tried("pause", "of the VM", qmp.run("cont", Value::Null), said)?;
+    }
+    if found.has_bitmap(FROZEN)
+        && let Some(channel) = agent::find(qmp)?
+    {
+        tried("freeze", "of the guest's file systems", agent::thaw_at(&channel.socket, THAW_WAIT), said)?;
+    }
+    Ok(())
+}
+
+fn end_jobs(qmp: &mut Qmp, said: &mut Vec<String>) -> Result<()> {
+    let jobs: Vec<Value> = qmp.execute("query-jobs", Value::Null)?;
+    for id in jobs.iter().filter_map(|job| job["id"].as_str()).filter(|id| is_ours(id)) {
+        tried("job", id, end_job(qmp, id), said)?;
+    }
+    Ok(())
+}
+
+fn remove_nodes(qmp: &mut Qmp, found: &Leftovers, said: &mut Vec<String>) -> Result<()> {
+    // A filter cannot leave its device while something reads its frozen content, nor go while a device uses it.
+    for node in &found.readers {
+        tried("node", node, delete_node(qmp, node), said)?;
+    }
+    for (device, node) in &found.filtered {
+        tried("filter of device", device, attach(qmp, device, node), said)?;
+    }
+    for node in &found.nodes {
+        tried("node", node, delete_node(qmp, node), said)?;
+    }
+    Ok(())
+}
+
+fn delete_node(qmp: &mut Qmp, node: &str) -> Result<()> {
+    qmp.run("blockdev-del", json!({ "node-name": node }))
+}
+
+fn tried(kind: &str, name: &str, result: Result<()>, said: &mut Vec<String>) -> Result<()> {
+    match result {
+        Ok(()) => said.push(format!("{kind} {name}")),
+        Err(error) if error.is_unreachable() => return Err(error),
+        Err(error) => return Err(Error::LeftBehind { subject: format!("{kind} {name}"), source: Box::new(error) }),
+    }
+    Ok(())
+}
+
+/// QEMU's run state: `running`, `paused`, `prelaunch`, ...
+pub(crate) fn status(qmp: &mut Qmp) -> Result<String> {
+    let status: Value = qmp.execute("query-status", Value::Null)?;
+    Ok(status["status"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Resumes a VM that a dead run of keepmark paused, and removes the mark of it. Other states are left alone.
+pub(crate) fn resume(qmp: &mut Qmp) -> Result<()> {
+    if status(qmp)? == "paused" {
+        qmp.run("cont", Value::Null)?;
+    }
+    let marks = find(&disks::look(qmp)?).bitmaps.into_iter().filter(|(_, name)| name.starts_with(PAUSED));
+    for (node, name) in marks {
+        qmp.run("block-dirty-bitmap-remove", json!({ "node": node, "name": name }))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! A running VM, by its QMP monitor.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keepmark_model::facts::{Power, VmFacts};
+use keepmark_model::manifest::Consistency;
+use keepmark_model::seam::{self, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
+use keepmark_model::{CheckpointName, VmIdentity};
+use serde_json::{Value, json};
+
+use crate::disks::{self, Survey, naming};
+use crate::error::{Error, Result};
+use crate::point::moment::Stillness;
+use crate::point::target::{self, Target};
+use crate::point::undo::{Step, Undo};
+use crate::point::{Fixed, Point, export, filters, jobs, scratch};
+use crate::qmp::{Peer, Qmp};
+use crate::schema::Capabilities;
+use crate::temporary::Temporary;
+use crate::watchdog::{Watchdog, WatchdogCommand};
+use crate::workspace::{VmLock, Workspace};
+use crate::{agent, bitmaps, definition, leftovers};
+
+/// How to reach a running VM.
+#[derive(Debug, Clone)]
+pub struct LiveOptions {
+    /// Its QMP monitor's unix socket.
+    pub socket: PathBuf,
+    /// Its name, where QEMU's own is not to be used; QEMU's, else the socket's file stem, without.
+    pub name: Option<String>,
+    /// Its UUID, where QEMU's own is not to be used.
+    pub uuid: Option<String>,
+    /// Where scratch images go; QEMU's user must get through to it. Made when missing.
+    pub scratch_dir: PathBuf,
+    /// Where sockets and locks go; short, since a socket's path has 107 bytes. Made when missing.
+    pub run_dir: PathBuf,
+    /// How long QEMU may take for any command.
+    pub command_timeout: Duration,
+    /// What resumes and thaws the VM when this process dies; without, a later run has to.
+    pub watchdog: Option<WatchdogCommand>,
+    /// Use `blockdev-backup` jobs even where filters can be used.
+    pub force_jobs: bool,
+}
+
+impl LiveOptions {
+    /// The defaults for a socket, with folders to use.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>, scratch_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            name: None,
+            uuid: None,
+            scratch_dir: scratch_dir.into(),
+            run_dir: run_dir.into(),
+            command_timeout: Duration::from_secs(10),
+            watchdog: None,
+            force_jobs: false,
+        }
+    }
+}
+
+/// A running VM.
+#[derive(Debug)]
+pub struct Live {
+    qmp: Qmp,
+    peer: Peer,
+    options: LiveOptions,
+    identity: VmIdentity,
+    capabilities: Capabilities,
+    _lock: VmLock,
+}
+
+impl Live {
+    /// Connects, and locks the VM against other keepmarks until dropped.
+    ///
+    /// # Errors
+    /// When nobody answers there, another keepmark works on it, or this QEMU is too old.
+    pub fn connect(options: LiveOptions) -> Result<Self> {
+        let connect = |source| Error::Connect { peer: options.socket.display().to_string(), source };
+        std::fs::metadata(&options.socket).map_err(connect)?;
+        let lock = VmLock::take(&options.run_dir, &options.socket)?;
+        let mut qmp = Qmp::connect(&options.socket, options.command_timeout)?;
+        let schema: Vec<Value> = qmp.execute("query-qmp-schema", Value::Null)?;
+        let capabilities = Capabilities::read(&schema);
+        if !capabilities.block_export {
+            let what = "export frozen disks (QEMU 5.2 or newer is needed)".into();
+            return Err(Error::Unsupported { version: qmp.version().to_string(), what });
+        }
+        let identity = identify(&mut qmp, &options)?;
+        let peer = qmp.peer()?;
+        Ok(Self { qmp, peer, options, identity, capabilities, _lock: lock })
+    }
+
+    fn uses_filters(&self) -> bool {
+        self.capabilities.filters() && !self.options.force_jobs
+    }
+
+    fn point(&mut self, request: &PointRequest, undo: &mut Undo) -> Result<Made> {
+        let survey = disks::look(&mut self.qmp)?;
+        let targets = target::targets(&survey.disks, &survey.nodes, request)?;
+        let names = Temporary::new(&request.run);
+        let workspace = Workspace::create(&self.options.run_dir, names.run())?;
+        workspace.give_to(&self.peer)?;
+        let (fixed, nodes) = self.fix(&targets, request, &names, undo)?;
+        let socket = workspace.path().join("nbd");
+        export::start_server(&mut self.qmp, &socket, undo)?;
+        let mut openings = export::add_exports(&mut self.qmp, &targets, &nodes, &names, &socket, undo)?;
+        if !self.uses_filters() {
+            openings.iter_mut().for_each(|opening| opening.scratch = Some(self.options.scratch_dir.clone()));
+        }
+        Ok(Made { fixed, openings, workspace })
+    }
+
+    // Everything that can be made before the moment is; the moment itself is as short as QEMU allows.
+    fn fix(&mut self, targets: &[Target], request: &PointRequest, names: &Temporary, undo: &mut Undo) -> Result<(Fixed, Vec<String>)> {
+        let scratch = Workspace::create(&self.options.scratch_dir, &format!("{}-scratch", names.run()))?;
+        scratch.give_to(&self.peer)?;
+        scratch::make(targets, names, scratch.path(), &self.peer)?;
+        let use_filters = self.uses_filters();
+        let mut nodes = Vec::new();
+        if use_filters {
+            filters::add_scratch(&mut self.qmp, targets, names, scratch.path(), undo)?;
+            filters::add_filters(&mut self.qmp, targets, names, undo)?;
+        } else {
+            nodes = jobs::add_overlays(&mut self.qmp, targets, names, scratch.path(), undo)?;
+        }
+        let watchdog = self.options.watchdog.as_ref().map(|command| Watchdog::spawn(command, &self.options.socket)).transpose()?;
+        let mark_node = targets.first().map(|target| target.active.clone()).unwrap_or_default();
+        let mut stillness = Stillness::new(&mut self.qmp, watchdog, mark_node, names.run().to_owned());
+        let checkpoint = request.checkpoint.as_ref();
+        stillness.quiesced(request.freeze, |still| {
+            if use_filters {
+                still.paused(|qmp| {
+                    filters::insert(qmp, targets, names, undo)?;
+                    transact(qmp, target::actions(targets, checkpoint, names), targets, checkpoint, names, undo)
+                })
+            } else {
+                let actions = [target::actions(targets, checkpoint, names), jobs::actions(targets, names)].concat();
+                transact(still.qmp, actions, targets, checkpoint, names, undo)?;
+                jobs::note(targets, names, undo);
+                Ok(())
+            }
+        })?;
+        let fixed = stillness.fixed;
+        if use_filters {
+            nodes = filters::add_access(&mut self.qmp, targets, names, undo)?;
+        }
+        Ok((fixed, nodes))
+    }
+
+    fn look(&mut self) -> Result<VmFacts> {
+        let Survey { disks, skipped, .. } = disks::look(&mut self.qmp)?;
+        let power = if leftovers::status(&mut self.qmp)? == "running" { Power::Running } else { Power::Paused };
+        Ok(VmFacts {
+            identity: self.identity.clone(),
+            power,
+            hypervisor: format!("qemu {}", self.qmp.version()),
+            disks: disks.into_iter().map(|disk| disk.facts).collect(),
+            skipped,
+            agent: agent::find(&mut self.qmp)?.is_some(),
+        })
+    }
+}
+
+struct Made {
+    fixed: Fixed,
+    openings: Vec<crate::disk::Opening>,
+    workspace: Workspace,
+}
+
+/// Runs the transaction and notes what it made.
+pub(crate) fn transact(
+    qmp: &mut Qmp,
+    actions: Vec<Value>,
+    targets: &[Target],
+    checkpoint: Option<&CheckpointName>,
+    names: &Temporary,
+    undo: &mut Undo,
+) -> Result<()> {
+    if actions.is_empty() {
+        return Ok(());
+    }
+    qmp.run("transaction", json!({ "actions": actions }))?;
+    for target in targets {
+        let remove = |name: &str| Step::RemoveBitmap { node: target.active.clone(), name: name.to_owned() };
+        if let Some(checkpoint) = checkpoint {
+            undo.push(remove(checkpoint.as_str()));
+        }
+        if matches!(target.delta, target::Delta::Bitmaps { .. }) {
+            undo.push(remove(&names.delta()));
+        }
+    }
+    Ok(())
+}
+
+/// Once a point exists its checkpoint stays.
+pub(crate) fn keep_checkpoint(undo: &mut Undo, request: &PointRequest) {
+    if let Some(checkpoint) = &request.checkpoint {
+        undo.forget(|step| matches!(step, Step::RemoveBitmap { name, .. } if name == checkpoint.as_str()));
+    }
+}
+
+fn identify(qmp: &mut Qmp, options: &LiveOptions) -> Result<VmIdentity> {
+    let text = |value: Value, key: &str| value[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let told = text(qmp.execute("query-name", Value::Null)?, "name");
+    let name = options.name.clone().or(told).or_else(|| naming::stem(&options.socket.to_string_lossy())).unwrap_or_default();
+    let uuid = match &options.uuid {
+        Some(uuid) => Some(uuid.clone()),
+        None => text(qmp.execute("query-uuid", Value::Null)?, "UUID"),
+    };
+    VmIdentity::new(&name, uuid.as_deref()).map_err(|error| Error::Usage { what: "identity", value: name, problem: error.to_string() })
+}
+
+fn moment(fixed: Fixed, request: &PointRequest, power_on: bool) -> Moment {
+    let quiet = fixed.frozen.is_some() && request.freeze != Freeze::Never;
+    let consistency = if quiet || !power_on { Consistency::Application } else { Consistency::Crash };
+    Moment { pause: fixed.pause, frozen: fixed.frozen, consistency, findings: fixed.findings }
+}
+
+impl Hypervisor for Live {
+    fn facts(&mut self) -> seam::Result<VmFacts> {
+        Ok(self.look()?)
+    }
+
+    fn clean_up(&mut self) -> seam::Result<Vec<String>> {
+        let mut said = leftovers::remove(&mut self.qmp)?;
+        said.extend(Workspace::sweep(&self.options.scratch_dir)?);
+        said.extend(Workspace::sweep(&self.options.run_dir)?);
+        Ok(said)
+    }
+
+    fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
+        let mut undo = Undo::default();
+        match self.point(request, &mut undo) {
+            Ok(Made { fixed, openings, workspace }) => {
+                keep_checkpoint(&mut undo, request);
+                let moment = moment(fixed, request, true);
+                Ok(Box::new(Point { qmp: &mut self.qmp, undo, moment, openings, _workspace: workspace }))
+            }
+            Err(error) => {
+                // The first failure is what counts; what cannot be undone is found by the next run.
+                drop(undo.run(&mut self.qmp));
+                Err(error.into())
+            }
+        }
+    }
+
+    fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
+        let survey = disks::look(&mut self.qmp)?;
+        Ok(bitmaps::remove(&mut self.qmp, &survey.nodes, names)?)
+    }
+
+    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
+        Ok(vec![definition::of_live(&mut self.qmp, &self.peer, &self.identity)?])
+    }
+
+    fn close(self: Box<Self>) -> seam::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! The private NBD server inside QEMU, and one read-only export per disk of a point.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::target::{Delta, Target};
+use super::undo::{Step, Undo};
+use crate::disk::Opening;
+use crate::error::{Error, Result};
+use crate::qmp::Qmp;
+use crate::temporary::{Temporary, is_ours};
+
+// A unix socket's path has 108 bytes, the last one zero.
+const SOCKET_BYTES_MAX: usize = 107;
+const CONNECTIONS_MAX: u32 = 64;
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Export {
+    pub(crate) id: String,
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+}
+
+/// QEMU's exports, everyone's.
+pub(crate) fn list(qmp: &mut Qmp) -> Result<Vec<Export>> {
+    qmp.execute("query-block-exports", Value::Null)
+}
+
+/// Starts the server. QEMU has only one: if somebody else's runs, that is an error.
+///
+/// # Errors
+/// When the server is in use or cannot listen there.
+pub fn start_server(qmp: &mut Qmp, socket: &Path, undo: &mut Undo) -> Result<()> {
+    if socket.as_os_str().len() > SOCKET_BYTES_MAX {
+        let problem = format!("the path of a socket has at most {SOCKET_BYTES_MAX} bytes");
+        return Err(Error::Usage { what: "runtime folder", value: socket.display().to_string(), problem });
+    }
+    let address = json!({ "type": "unix", "data": { "path": socket } });
+    let started = qmp.run("nbd-server-start", json!({ "addr": address, "max-connections": CONNECTIONS_MAX }));
+    match started {
+        Err(Error::Refused { description, .. }) if description.contains("already running") => {
+            let foreign = list(qmp)?.into_iter().filter(|export| export.kind == "nbd" && !is_ours(&export.id)).map(|export| export.id);
+            Err(Error::ServerTaken { exports: foreign.collect::<Vec<_>>().join(", ") })
+        }
+        other => other.map(|()| undo.push(Step::StopServer)),
+    }
+}
+
+/// Exports `nodes`, one for each target, read-only, with the delta's bitmap where there is one.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn add_exports(qmp: &mut Qmp, targets: &[Target], nodes: &[String], names: &Temporary, socket: &Path, undo: &mut Undo) -> Result<Vec<Opening>> {
+    let mut openings = Vec::with_capacity(targets.len());
+    for (target, node) in targets.iter().zip(nodes) {
+        let id = names.node("e", target.number);
+        let mut export = json!({ "type": "nbd", "id": id, "node-name": node, "name": id, "writable": false });
+        if matches!(target.delta, Delta::Bitmaps { .. }) {
+            export["bitmaps"] = json!([bitmap(target, names)]);
+        }
+        qmp.run("block-export-add", export)?;
+        undo.push(Step::DeleteExport(id.clone()));
+        openings.push(opening(target, id, names, socket));
+    }
+    Ok(openings)
+}
+
+// QEMU < 7.1 takes a bare name only, and searches the backing chain for it.
+fn bitmap(target: &Target, names: &Temporary) -> Value {
+    json!({ "node": target.active, "name": names.delta() })
+}
+
+fn opening(target: &Target, export: String, names: &Temporary, socket: &Path) -> Opening {
+    let dirty = match target.delta {
+        Delta::Unwanted => crate::disk::Dirty::Unknown,
+        Delta::Bitmaps { .. } => crate::disk::Dirty::Context(format!("qemu:dirty-bitmap:{}", names.delta())),
+        Delta::Everything => crate::disk::Dirty::Everything,
+    };
+    Opening { disk: target.name.clone(), socket: socket.to_owned(), export, dirty, scratch: None }
+}

@@ -1,0 +1,80 @@
+//! The frozen moment by copy-before-write filters (QEMU >= 7.1): a full or slow scratch breaks the backup, never the guest.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::scratch;
+use super::target::Target;
+use super::undo::{Step, Undo, attach};
+use crate::error::Result;
+use crate::qmp::Qmp;
+use crate::temporary::Temporary;
+
+// How long a guest's write may wait for its old content to be saved before the backup is broken instead.
+const COPY_SECONDS_MAX: u32 = 10;
+
+/// Opens the scratch images in QEMU; see [`super::scratch`] for why their files go at once.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn add_scratch(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder: &Path, undo: &mut Undo) -> Result<()> {
+    for target in targets {
+        let node = names.node("s", target.number);
+        let storage = json!({ "driver": "file", "filename": scratch::path(target, names, folder), "discard": "unmap" });
+        qmp.run("blockdev-add", json!({ "driver": "qcow2", "node-name": node, "discard": "unmap", "file": storage }))?;
+        undo.push(Step::DeleteNode(node));
+        scratch::unlink(target, names, folder)?;
+    }
+    Ok(())
+}
+
+/// Adds the filters above the disks. No device uses them yet, so nothing is copied yet.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn add_filters(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
+    for target in targets {
+        let filter = names.node("c", target.number);
+        qmp.run(
+            "blockdev-add",
+            json!({
+                "driver": "copy-before-write",
+                "node-name": filter,
+                "file": target.root,
+                "target": names.node("s", target.number),
+                "on-cbw-error": "break-snapshot",
+                "cbw-timeout": COPY_SECONDS_MAX,
+            }),
+        )?;
+        undo.push(Step::DeleteNode(filter));
+    }
+    Ok(())
+}
+
+/// Puts the filters between the devices and their disks. The VM must stand still, or the disks get different moments.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn insert(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
+    for target in targets {
+        undo.push(Step::Attach { qom_path: target.qom_path.clone(), node: target.root.clone() });
+        attach(qmp, &target.qom_path, &names.node("c", target.number))?;
+    }
+    Ok(())
+}
+
+/// Makes the frozen content readable; gives the nodes to export.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn add_access(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<Vec<String>> {
+    let mut nodes = Vec::with_capacity(targets.len());
+    for target in targets {
+        let access = names.node("a", target.number);
+        qmp.run("blockdev-add", json!({ "driver": "snapshot-access", "node-name": access, "file": names.node("c", target.number) }))?;
+        undo.push(Step::DeleteNode(access.clone()));
+        nodes.push(access);
+    }
+    Ok(nodes)
+}

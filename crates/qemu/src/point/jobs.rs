@@ -1,0 +1,52 @@
+//! The frozen moment by `blockdev-backup sync=none` (QEMU < 7.1): part of the transaction, so no pause is needed.
+//!
+//! The price: when the scratch is full, these QEMUs fail the guest's write. The reader therefore watches the space (see `disk`).
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::scratch;
+use super::target::Target;
+use super::undo::{Step, Undo};
+use crate::error::Result;
+use crate::qmp::Qmp;
+use crate::temporary::Temporary;
+
+/// Opens the scratch images in QEMU as overlays of their disks; gives the nodes to export.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn add_overlays(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder: &Path, undo: &mut Undo) -> Result<Vec<String>> {
+    let mut nodes = Vec::with_capacity(targets.len());
+    for target in targets {
+        let node = names.node("s", target.number);
+        let storage = json!({ "driver": "file", "filename": scratch::path(target, names, folder) });
+        let overlay = json!({ "driver": "qcow2", "node-name": node, "file": storage, "backing": target.root });
+        qmp.run("blockdev-add", overlay)?;
+        undo.push(Step::DeleteNode(node.clone()));
+        scratch::unlink(target, names, folder)?;
+        nodes.push(node);
+    }
+    Ok(nodes)
+}
+
+/// The transaction's actions that start the jobs.
+#[must_use]
+pub fn actions(targets: &[Target], names: &Temporary) -> Vec<Value> {
+    let start = |target: &Target| {
+        json!({ "type": "blockdev-backup", "data": {
+            "job-id": names.node("j", target.number),
+            "device": target.root,
+            "target": names.node("s", target.number),
+            "sync": "none",
+            "auto-dismiss": false,
+        } })
+    };
+    targets.iter().map(start).collect()
+}
+
+/// Notes that the jobs have to be ended.
+pub fn note(targets: &[Target], names: &Temporary, undo: &mut Undo) {
+    targets.iter().for_each(|target| undo.push(Step::EndJob(names.node("j", target.number))));
+}

@@ -1,0 +1,81 @@
+//! A frozen point: one moment of several disks, exported over a private NBD server inside QEMU, and its end.
+
+pub mod export;
+pub mod filters;
+pub mod jobs;
+pub(crate) mod moment;
+pub mod scratch;
+pub mod target;
+pub mod undo;
+
+use std::time::Duration;
+
+use keepmark_model::DiskName;
+use keepmark_model::seam::{self, FrozenDisk, FrozenPoint, Moment};
+
+use crate::disk::{Opening, open};
+use crate::disks;
+use crate::error::{Error, Result};
+use crate::qmp::Qmp;
+use crate::workspace::Workspace;
+use undo::Undo;
+
+/// A frozen point in a running QEMU or in qemu-storage-daemon.
+#[derive(Debug)]
+pub struct Point<'a> {
+    pub(crate) qmp: &'a mut Qmp,
+    pub(crate) undo: Undo,
+    pub(crate) moment: Moment,
+    pub(crate) openings: Vec<Opening>,
+    // Holds the socket's folder until the end.
+    pub(crate) _workspace: Workspace,
+}
+
+impl Point<'_> {
+    // Steps that QEMU refuses may have been undone by somebody else: only what is really still there counts.
+    fn end(&mut self) -> Result<()> {
+        match self.undo.run(self.qmp) {
+            Err(error) if error.is_unreachable() => Err(error),
+            Err(error) if has_leftovers(self.qmp)? => Err(Error::LeftBehind { subject: "all of the frozen point".into(), source: Box::new(error) }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn has_leftovers(qmp: &mut Qmp) -> Result<bool> {
+    let survey = disks::look(qmp)?;
+    Ok(crate::leftovers::find(&survey).any())
+}
+
+impl FrozenPoint for Point<'_> {
+    fn moment(&self) -> &Moment {
+        &self.moment
+    }
+
+    fn disk(&mut self, name: &DiskName) -> seam::Result<Box<dyn FrozenDisk>> {
+        let opening = self.openings.iter().find(|opening| opening.disk == *name).ok_or_else(|| Error::UnknownDisk {
+            name: name.to_string(),
+            known: self.openings.iter().map(|opening| opening.disk.as_str()).collect::<Vec<_>>().join(", "),
+        })?;
+        Ok(Box::new(open(opening)?))
+    }
+
+    fn release(mut self: Box<Self>) -> seam::Result<()> {
+        Ok(self.end()?)
+    }
+}
+
+impl Drop for Point<'_> {
+    fn drop(&mut self) {
+        // Nobody can be told here; what remains is found by prefix in the next run.
+        drop(self.undo.run(self.qmp));
+    }
+}
+
+/// How long the VM stood still, and whether its file systems were quiet; what fixing a moment achieved.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fixed {
+    pub(crate) pause: Duration,
+    pub(crate) frozen: Option<Duration>,
+    pub(crate) findings: Vec<String>,
+}

@@ -1,0 +1,116 @@
+//! The steps that take keepmark out of QEMU again, noted before each thing is done, run in reverse.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::qmp::Qmp;
+
+// How long QEMU may take to let go of an export or a cancelled job.
+const LET_GO: Duration = Duration::from_secs(30);
+
+/// One thing to take back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// `blockdev-del`.
+    DeleteNode(String),
+    /// `qom-set drive`: give the device its own node back.
+    Attach {
+        /// The device.
+        qom_path: String,
+        /// Its own node.
+        node: String,
+    },
+    /// Temporary bitmaps, or a checkpoint's that came to nothing.
+    RemoveBitmap {
+        /// Where.
+        node: String,
+        /// Which.
+        name: String,
+    },
+    /// `nbd-server-stop`.
+    StopServer,
+    /// `block-export-del`, and wait for it.
+    DeleteExport(String),
+    /// Cancel a job, wait for its end, dismiss it.
+    EndJob(String),
+}
+
+/// Steps in the order in which they became necessary.
+#[derive(Debug, Default)]
+pub struct Undo {
+    steps: Vec<Step>,
+}
+
+impl Undo {
+    /// Notes a step.
+    pub fn push(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// What was made is to stay.
+    pub fn forget(&mut self, keep: impl Fn(&Step) -> bool) {
+        self.steps.retain(|step| !keep(step));
+    }
+
+    /// Runs all steps, last first. One that fails does not keep the others from being run; the first failure is returned.
+    ///
+    /// # Errors
+    /// What the first failing step says.
+    pub fn run(&mut self, qmp: &mut Qmp) -> Result<()> {
+        let mut first = Ok(());
+        while let Some(step) = self.steps.pop() {
+            let result = step.run(qmp);
+            let is_over = result.as_ref().is_err_and(Error::is_unreachable);
+            if first.is_ok() {
+                first = result;
+            }
+            if is_over {
+                self.steps.clear();
+            }
+        }
+        first
+    }
+}
+
+impl Step {
+    fn run(&self, qmp: &mut Qmp) -> Result<()> {
+        match self {
+            Self::DeleteNode(name) => qmp.run("blockdev-del", json!({ "node-name": name })),
+            Self::Attach { qom_path, node } => attach(qmp, qom_path, node),
+            Self::RemoveBitmap { node, name } => qmp.run("block-dirty-bitmap-remove", json!({ "node": node, "name": name })),
+            Self::StopServer => qmp.run("nbd-server-stop", Value::Null),
+            Self::DeleteExport(id) => delete_export(qmp, id),
+            Self::EndJob(id) => end_job(qmp, id),
+        }
+    }
+}
+
+/// Makes a device use another node.
+pub(crate) fn attach(qmp: &mut Qmp, qom_path: &str, node: &str) -> Result<()> {
+    qmp.run("qom-set", json!({ "path": qom_path, "property": "drive", "value": node }))
+}
+
+pub(crate) fn delete_export(qmp: &mut Qmp, id: &str) -> Result<()> {
+    qmp.run("block-export-del", json!({ "id": id, "mode": "hard" }))?;
+    qmp.wait_event("block-export-del", LET_GO, |event| event.name == "BLOCK_EXPORT_DELETED" && event.data["id"] == id).map(drop)
+}
+
+pub(crate) fn end_job(qmp: &mut Qmp, id: &str) -> Result<()> {
+    let deadline = Instant::now() + LET_GO;
+    let mut is_cancelled = false;
+    while Instant::now() < deadline {
+        let jobs: Vec<Value> = qmp.execute("query-jobs", Value::Null)?;
+        let Some(job) = jobs.iter().find(|job| job["id"] == id) else { return Ok(()) };
+        if job["status"] == "concluded" {
+            return qmp.run("job-dismiss", json!({ "id": id }));
+        }
+        if !is_cancelled {
+            qmp.run("block-job-cancel", json!({ "device": id, "force": true }))?;
+            is_cancelled = true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Err(Error::Job { job: id.to_owned(), message: format!("it did not end within {} s", LET_GO.as_secs()) })
+}

@@ -1,0 +1,175 @@
+//! A QMP client on a unix socket: commands with a time-out, events kept until they are asked for.
+
+pub mod wire;
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use wire::{Event, Lines, Message, Version};
+
+// Events come in hundreds at most while nobody asks for them; older ones give way.
+const EVENTS_MAX: usize = 4096;
+
+/// A connection to a QEMU's monitor, or to qemu-storage-daemon's.
+#[derive(Debug)]
+pub struct Qmp {
+    stream: UnixStream,
+    peer: String,
+    lines: Lines,
+    events: VecDeque<Event>,
+    next_id: u64,
+    timeout: Duration,
+    version: Version,
+}
+
+/// Who is at the other end of the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl Qmp {
+    /// Connects and negotiates. `timeout` holds for the greeting and for every command.
+    ///
+    /// # Errors
+    /// When nobody listens, nobody answers in time, or the answer is not QMP.
+    pub fn connect(socket: &Path, timeout: Duration) -> Result<Self> {
+        let peer = socket.display().to_string();
+        let stream = UnixStream::connect(socket).map_err(|source| Error::Connect { peer: peer.clone(), source })?;
+        stream.set_write_timeout(Some(timeout)).map_err(|source| Error::Connect { peer: peer.clone(), source })?;
+        let (lines, events, version) = (Lines::default(), VecDeque::new(), Version::default());
+        let mut qmp = Self { stream, peer, lines, events, next_id: 0, timeout, version };
+        qmp.version = qmp.greeting()?;
+        qmp.run("qmp_capabilities", Value::Null)?;
+        Ok(qmp)
+    }
+
+    /// QEMU's version, from its greeting.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn peer(&self) -> Result<Peer> {
+        let credentials = rustix::net::sockopt::socket_peercred(&self.stream)
+            .map_err(|error| Error::Gone { peer: self.peer.clone(), command: "SO_PEERCRED".into(), source: error.into() })?;
+        let pid = u32::try_from(credentials.pid.as_raw_nonzero().get()).unwrap_or_default();
+        Ok(Peer { pid, uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw() })
+    }
+
+    /// Runs a command and reads its result.
+    ///
+    /// # Errors
+    /// When QEMU refuses, does not answer in time, or answers in another shape.
+    pub fn execute<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T> {
+        let value = self.call(command, &arguments)?;
+        serde_json::from_value(value).map_err(|source| Error::Reply { command: command.into(), source })
+    }
+
+    /// Runs a command whose result does not matter.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn run(&mut self, command: &str, arguments: Value) -> Result<()> {
+        self.call(command, &arguments).map(drop)
+    }
+
+    /// Waits for an event, one of those kept or a new one.
+    ///
+    /// # Errors
+    /// When it does not come in time or the connection breaks.
+    pub fn wait_event(&mut self, what: &str, within: Duration, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(event) = self.events.iter().position(&wanted).and_then(|at| self.events.remove(at)) {
+                return Ok(event);
+            }
+            let message = self.message(what, deadline, within)?;
+            self.keep(message);
+        }
+    }
+
+    fn greeting(&mut self) -> Result<Version> {
+        let deadline = Instant::now() + self.timeout;
+        match self.message("(greeting)", deadline, self.timeout)? {
+            Message::Greeting(version) => Ok(version),
+            other => Err(self.rubbish(format!("expected a greeting, got {other:?}").chars().take(120).collect())),
+        }
+    }
+
+    fn call(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.next_id += 1;
+        let id = self.next_id;
+        let line = wire::command(command, arguments, id);
+        self.stream.write_all(&line).map_err(|source| self.broken(command, self.timeout, source))?;
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            match self.message(command, deadline, self.timeout)? {
+                // Replies to commands that were given up on may come late; their ids tell.
+                Message::Return { id: Some(of), value } if of == id => return Ok(value),
+                Message::Error { id: of, class, description } if of.is_none_or(|of| of == id) => {
+                    return Err(Error::Refused { command: command.into(), class, description });
+                }
+                other => self.keep(other),
+            }
+        }
+    }
+
+    fn keep(&mut self, message: Message) {
+        if let Message::Event(event) = message {
+            if self.events.len() >= EVENTS_MAX {
+                self.events.pop_front();
+            }
+            self.events.push_back(event);
+        }
+    }
+
+    fn message(&mut self, command: &str, deadline: Instant, waited: Duration) -> Result<Message> {
+        let mut chunk = [0_u8; 64 << 10];
+        loop {
+            if let Some(line) = self.lines.next_line() {
+                return wire::parse(&line).map_err(|problem| self.rubbish(problem));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.broken(command, waited, io::ErrorKind::TimedOut.into()));
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(|source| self.broken(command, waited, source))?;
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(self.broken(command, waited, io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => self.lines.push(&chunk[..count]).map_err(|problem| self.rubbish(problem))?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.broken(command, waited, error)),
+            }
+        }
+    }
+
+    fn broken(&self, command: &str, waited: Duration, source: io::Error) -> Error {
+        let (peer, command) = (self.peer.clone(), command.to_owned());
+        if matches!(source.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
+            Error::Mute { peer, command, waited }
+        } else {
+            Error::Gone { peer, command, source }
+        }
+    }
+
+    fn rubbish(&self, problem: String) -> Error {
+        Error::Rubbish { peer: self.peer.clone(), problem }
+    }
+}

@@ -1,0 +1,237 @@
+//! A second process that gives the guest back its life when keepmark dies or hangs while it holds a pause or a freeze.
+//!
+//! keepmark announces over a pipe what it is about to take, before it takes it: `pausing MS`, `running`, `freezing MS PATH`,
+//! `thawed`. At the pipe's end (also that of a kill -9), with something outstanding, the watchdog does `cont` and thaws. When
+//! MS milliseconds pass with something outstanding and keepmark still alive, it kills keepmark first. It has a session of
+//! its own, so Ctrl-C in the terminal does not reach it. What ends whole control groups at once (`systemctl kill`) does: then
+//! the marker bitmaps let the next run find the pause (see `temporary`).
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::qmp::Qmp;
+use crate::{agent, leftovers};
+
+const READY: &str = "ready";
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+// How long the watchdog goes on trying: QEMU may be busy, or still serve its dead client.
+const TRY_FOR: Duration = Duration::from_secs(120);
+const TRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How to start the watchdog: a program and its first arguments; the rest, which [`run`] takes, is added.
+#[derive(Debug, Clone)]
+pub struct WatchdogCommand {
+    /// The program, normally keepmark itself.
+    pub program: PathBuf,
+    /// Its first arguments, such as a hidden subcommand.
+    pub arguments: Vec<OsString>,
+}
+
+/// A running watchdog, seen from keepmark. Dropped with something outstanding, it acts.
+#[derive(Debug)]
+pub struct Watchdog {
+    child: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Watchdog {
+    /// Starts it and waits until it says that it watches.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not get ready.
+    pub fn spawn(command: &WatchdogCommand, socket: &Path) -> Result<Self> {
+        let name = command.program.display().to_string();
+        let fail = |source| Error::Spawn { program: name.clone(), source };
+        let mut process = Command::new(&command.program);
+        process.args(&command.arguments).arg(socket).arg(std::process::id().to_string());
+        process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = process.spawn().map_err(fail)?;
+        let (pipe, answers) = (child.stdin.take(), child.stdout.take());
+        let watchdog = Self { child, pipe };
+        let line = answers.map_or(Ok(String::new()), first_line).map_err(fail)?;
+        if line.trim() == READY { Ok(watchdog) } else { Err(fail(io::Error::other("the watchdog did not get ready"))) }
+    }
+
+    /// The VM will be stopped now and must run again before `within` is over.
+    ///
+    /// # Errors
+    /// When the watchdog is gone: do not stop the VM then.
+    pub fn pausing(&mut self, within: Duration) -> Result<()> {
+        self.say(format!("pausing {}", within.as_millis()).as_bytes())
+    }
+
+    /// The VM runs again.
+    ///
+    /// # Errors
+    /// When the watchdog is gone.
+    pub fn running(&mut self) -> Result<()> {
+        self.say(b"running")
+    }
+
+    /// The guest's file systems will be frozen now, by the agent at `socket`, for no longer than `within`.
+    ///
+    /// # Errors
+    /// When the watchdog is gone: do not freeze then.
+    pub fn freezing(&mut self, within: Duration, socket: &Path) -> Result<()> {
+        self.say(&[format!("freezing {} ", within.as_millis()).as_bytes(), socket.as_os_str().as_bytes()].concat())
+    }
+
+    /// The guest's file systems are thawed.
+    ///
+    /// # Errors
+    /// When the watchdog is gone.
+    pub fn thawed(&mut self) -> Result<()> {
+        self.say(b"thawed")
+    }
+
+    fn say(&mut self, line: &[u8]) -> Result<()> {
+        let Some(pipe) = &mut self.pipe else { return Ok(()) };
+        let written = pipe.write_all(&[line, b"\n"].concat()).and_then(|()| pipe.flush());
+        written.map_err(|source| Error::Spawn { program: "the watchdog".into(), source })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.pipe = None;
+        // It ends at once, or when the guest is well again.
+        drop(self.child.wait());
+    }
+}
+
+fn first_line(output: impl Read + Send + 'static) -> io::Result<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(output.take(64)).read_line(&mut line).map(|_| line);
+        drop(sender.send(read));
+    });
+    receiver.recv_timeout(ANSWER_WAIT).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// What is outstanding.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Outstanding {
+    paused_until: Option<Instant>,
+    frozen_until: Option<(Instant, PathBuf)>,
+}
+
+impl Outstanding {
+    fn hear(&mut self, line: &[u8], now: Instant) {
+        let mut words = line.splitn(3, |&byte| byte == b' ');
+        let (verb, number, path) = (words.next().unwrap_or_default(), words.next(), words.next());
+        let deadline = number.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).map(|ms| now + Duration::from_millis(ms));
+        match (verb, deadline, path) {
+            (b"pausing", Some(deadline), _) => self.paused_until = Some(deadline),
+            (b"running", ..) => self.paused_until = None,
+            (b"freezing", Some(deadline), Some(path)) => {
+                self.frozen_until = Some((deadline, PathBuf::from(std::ffi::OsStr::from_bytes(path))));
+            }
+            (b"thawed", ..) => self.frozen_until = None,
+            _ => {}
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.paused_until.into_iter().chain(self.frozen_until.as_ref().map(|(until, _)| *until)).min()
+    }
+}
+
+/// The watchdog's whole life. `arguments` are those that [`Watchdog::spawn`] adds: the monitor's socket and the process to watch.
+/// `input` is the pipe from it; `ready` is told when watching has begun.
+///
+/// # Errors
+/// When the arguments make no sense, or the guest could not be given its life back.
+pub fn run(arguments: &[OsString], input: impl Read + Send + 'static, ready: &mut dyn Write) -> Result<()> {
+    let [socket, parent] = arguments else { return Err(usage(arguments)) };
+    let parent = parent.to_str().and_then(|text| text.parse().ok()).and_then(rustix::process::Pid::from_raw).ok_or_else(|| usage(arguments))?;
+    // It fails where the process leads a session already, which serves as well.
+    drop(rustix::process::setsid());
+    writeln!(ready, "{READY}").and_then(|()| ready.flush()).map_err(|source| Error::Spawn { program: "the watchdog".into(), source })?;
+    let outstanding = watch(input, parent);
+    let resumed = if outstanding.paused_until.is_some() { keep_trying(|| resume(Path::new(socket))) } else { Ok(()) };
+    let thawed = outstanding.frozen_until.map_or(Ok(()), |(_, agent)| keep_trying(|| agent::thaw_at(&agent, ANSWER_WAIT)));
+    resumed.and(thawed)
+}
+
+fn usage(arguments: &[OsString]) -> Error {
+    Error::Usage { what: "watchdog arguments", value: format!("{arguments:?}"), problem: "expected a socket and a process".into() }
+}
+
+// Until the pipe ends, or a deadline passes and the parent is killed.
+fn watch(input: impl Read + Send + 'static, parent: rustix::process::Pid) -> Outstanding {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        let lines = BufReader::new(input).split(b'\n').map_while(io::Result::ok);
+        lines.map(|line| sender.send(line)).take_while(std::result::Result::is_ok).for_each(drop);
+    });
+    let mut outstanding = Outstanding::default();
+    loop {
+        let left = outstanding.deadline().map_or(Duration::from_secs(3600), |deadline| deadline.saturating_duration_since(Instant::now()));
+        match lines.recv_timeout(left) {
+            Ok(line) => outstanding.hear(&line, Instant::now()),
+            Err(RecvTimeoutError::Disconnected) => return outstanding,
+            Err(RecvTimeoutError::Timeout) if outstanding.deadline().is_some_and(|deadline| deadline <= Instant::now()) => {
+                kill(parent);
+                return outstanding;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+// Its number may belong to somebody else by now; as long as it is our parent, it is the one.
+fn kill(parent: rustix::process::Pid) {
+    if rustix::process::getppid() == Some(parent) {
+        drop(rustix::process::kill_process(parent, rustix::process::Signal::KILL));
+    }
+}
+
+fn keep_trying(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + TRY_FOR;
+    loop {
+        match attempt() {
+            // Nobody listens any more: QEMU is gone, and the guest with it.
+            Err(Error::Connect { source, .. }) if is_gone(&source) => return Ok(()),
+            Err(error) if Instant::now() >= end => return Err(error),
+            Err(_) => std::thread::sleep(TRY_PAUSE),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+fn resume(socket: &Path) -> Result<()> {
+    leftovers::resume(&mut Qmp::connect(socket, ANSWER_WAIT)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_outstanding_follows_what_is_said() {
+        let now = Instant::now();
+        let mut state = Outstanding::default();
+        state.hear(b"pausing 500", now);
+        state.hear(b"freezing 200 /run/a b", now);
+        assert_eq!(state.deadline(), Some(now + Duration::from_millis(200)));
+        assert_eq!(state.frozen_until, Some((now + Duration::from_millis(200), "/run/a b".into())));
+        state.hear(b"thawed", now);
+        assert_eq!(state.deadline(), Some(now + Duration::from_millis(500)));
+        state.hear(b"running", now);
+        for rubbish in [&b"pausing"[..], b"pausing x", b"freezing 1", b"", b"\xff"] {
+            state.hear(rubbish, now);
+        }
+        assert_eq!(state, Outstanding::default());
+    }
+}
