@@ -275,3 +275,8 @@ pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnc
     let path = path.into();
     move |source| Error::File { action, path, source }
 }
+
+/// A path for QMP, which speaks UTF-8 only.
+pub(crate) fn text(path: &std::path::Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::Usage { what: "path", value: path.display().to_string(), problem: "it is not UTF-8".into() })
+}

@@ -10,8 +10,10 @@ mod disk;
 pub mod disks;
 mod error;
 pub mod holders;
+pub mod image;
 mod leftovers;
 mod live;
+mod offline;
 mod point;
 mod program;
 pub mod qmp;
@@ -21,4 +23,7 @@ pub mod watchdog;
 mod workspace;
 
 pub use error::{Error, Result};
+pub use image::{ImageWriter, WriterHandle};
 pub use live::{Live, LiveOptions};
+pub use offline::{Offline, OfflineOptions};
+pub use watchdog::WatchdogCommand;

@@ -152,7 +152,7 @@ pub fn run(arguments: &[OsString], input: impl Read + Send + 'static, ready: &mu
     let [socket, parent] = arguments else { return Err(usage(arguments)) };
     let parent = parent.to_str().and_then(|text| text.parse().ok()).and_then(rustix::process::Pid::from_raw).ok_or_else(|| usage(arguments))?;
     // It fails where the process leads a session already, which serves as well.
-    drop(rustix::process::setsid());
+    rustix::process::setsid().ok();
     writeln!(ready, "{READY}").and_then(|()| ready.flush()).map_err(|source| Error::Spawn { program: "the watchdog".into(), source })?;
     let outstanding = watch(input, parent);
     let resumed = if outstanding.paused_until.is_some() { keep_trying(|| resume(Path::new(socket))) } else { Ok(()) };
@@ -189,7 +189,7 @@ fn watch(input: impl Read + Send + 'static, parent: rustix::process::Pid) -> Out
 // Its number may belong to somebody else by now; as long as it is our parent, it is the one.
 fn kill(parent: rustix::process::Pid) {
     if rustix::process::getppid() == Some(parent) {
-        drop(rustix::process::kill_process(parent, rustix::process::Signal::KILL));
+        rustix::process::kill_process(parent, rustix::process::Signal::KILL).ok();
     }
 }
 

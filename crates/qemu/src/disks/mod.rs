@@ -2,7 +2,7 @@
 
 pub mod naming;
 pub mod reply;
-mod wiring;
+pub(crate) mod wiring;
 
 use serde_json::{Value, json};
 

@@ -136,7 +136,6 @@ fn format_of(node: &Node) -> String {
 }
 
 /// Whether bitmaps outlive the process, by format and (for qcow2) version.
-#[must_use]
 pub(crate) fn persistence(format: &str, compat: Option<&str>) -> Persistence {
     let why = match (format, compat) {
         ("qcow2", Some("0.10")) => "qcow2 version 2 images cannot hold bitmaps; `qemu-img amend -o compat=1.1` makes it version 3".to_owned(),
@@ -147,7 +146,8 @@ pub(crate) fn persistence(format: &str, compat: Option<&str>) -> Persistence {
     Persistence::MemoryOnly { why }
 }
 
-fn layer(node: &Node) -> LayerFacts {
+/// An image with its named bitmaps.
+pub(crate) fn layer(node: &Node) -> LayerFacts {
     LayerFacts { image: location(&node.file), bitmaps: node.dirty_bitmaps.iter().filter_map(bitmap).collect() }
 }
 

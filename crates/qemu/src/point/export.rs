@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::target::{Delta, Target};
 use super::undo::{Step, Undo};
 use crate::disk::Opening;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, text};
 use crate::qmp::Qmp;
 use crate::temporary::{Temporary, is_ours};
 
@@ -37,7 +37,7 @@ pub fn start_server(qmp: &mut Qmp, socket: &Path, undo: &mut Undo) -> Result<()>
         let problem = format!("the path of a socket has at most {SOCKET_BYTES_MAX} bytes");
         return Err(Error::Usage { what: "runtime folder", value: socket.display().to_string(), problem });
     }
-    let address = json!({ "type": "unix", "data": { "path": socket } });
+    let address = json!({ "type": "unix", "data": { "path": text(socket)? } });
     let started = qmp.run("nbd-server-start", json!({ "addr": address, "max-connections": CONNECTIONS_MAX }));
     match started {
         Err(Error::Refused { description, .. }) if description.contains("already running") => {

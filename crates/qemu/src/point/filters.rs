@@ -7,7 +7,7 @@ use serde_json::json;
 use super::scratch;
 use super::target::Target;
 use super::undo::{Step, Undo, attach};
-use crate::error::Result;
+use crate::error::{Result, text};
 use crate::qmp::Qmp;
 use crate::temporary::Temporary;
 
@@ -21,7 +21,7 @@ const COPY_SECONDS_MAX: u32 = 10;
 pub fn add_scratch(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder: &Path, undo: &mut Undo) -> Result<()> {
     for target in targets {
         let node = names.node("s", target.number);
-        let storage = json!({ "driver": "file", "filename": scratch::path(target, names, folder), "discard": "unmap" });
+        let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder))?, "discard": "unmap" });
         qmp.run("blockdev-add", json!({ "driver": "qcow2", "node-name": node, "discard": "unmap", "file": storage }))?;
         undo.push(Step::DeleteNode(node));
         scratch::unlink(target, names, folder)?;

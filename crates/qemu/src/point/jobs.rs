@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::scratch;
 use super::target::Target;
 use super::undo::{Step, Undo};
-use crate::error::Result;
+use crate::error::{Result, text};
 use crate::qmp::Qmp;
 use crate::temporary::Temporary;
 
@@ -21,7 +21,7 @@ pub fn add_overlays(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder
     let mut nodes = Vec::with_capacity(targets.len());
     for target in targets {
         let node = names.node("s", target.number);
-        let storage = json!({ "driver": "file", "filename": scratch::path(target, names, folder) });
+        let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder))? });
         let overlay = json!({ "driver": "qcow2", "node-name": node, "file": storage, "backing": target.root });
         qmp.run("blockdev-add", overlay)?;
         undo.push(Step::DeleteNode(node.clone()));

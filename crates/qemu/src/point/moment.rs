@@ -62,9 +62,8 @@ impl<'a> Stillness<'a> {
         }
         let mut agent = Agent::connect(&channel.socket, AGENT_WAIT.min(deadline))?;
         self.mark(FROZEN)?;
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.freezing(deadline + FREEZE_SLACK, &channel.socket)?;
-        }
+        let announced = self.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.freezing(deadline + FREEZE_SLACK, &channel.socket));
+        announced.or_else(|error| self.unmark(FROZEN).and(Err(error)))?;
         let frozen = agent.freeze(deadline);
         self.agent = Some(agent);
         if frozen.is_err() {
@@ -102,9 +101,8 @@ impl<'a> Stillness<'a> {
             return work(self.qmp);
         }
         self.mark(PAUSED)?;
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.pausing(PAUSE_MAX)?;
-        }
+        let announced = self.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.pausing(PAUSE_MAX));
+        announced.or_else(|error| self.unmark(PAUSED).and(Err(error)))?;
         let since = Instant::now();
         // QEMU works in order: a stop whose answer is late comes before the cont.
         let result = self.qmp.run("stop", Value::Null).and_then(|()| work(self.qmp));

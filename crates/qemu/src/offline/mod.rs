@@ -1,0 +1,235 @@
+//! A powered-off VM: its images, opened by a qemu-storage-daemon of our own and spoken to as a running QEMU.
+
+pub(crate) mod daemon;
+pub(crate) mod nodes;
+pub mod probe;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keepmark_model::facts::{Power, VmFacts};
+use keepmark_model::manifest::Consistency;
+use keepmark_model::seam::{self, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
+use keepmark_model::{CheckpointName, DiskName, VmIdentity};
+use serde_json::{Value, json};
+
+use crate::disks::naming::{Names, stem};
+use crate::disks::reply::Node;
+use crate::disks::{Disk, naming};
+use crate::error::{Error, Result};
+use crate::live::{keep_checkpoint, transact};
+use crate::point::undo::Undo;
+use crate::point::{Point, export, target};
+use crate::temporary::Temporary;
+use crate::workspace::{VmLock, Workspace};
+use crate::{bitmaps, definition};
+use daemon::Daemon;
+use probe::Chain;
+
+/// Which images make up a powered-off VM.
+#[derive(Debug, Clone)]
+pub struct OfflineOptions {
+    /// Images, each with the label that is its disk's name, or without: then its file's stem is.
+    pub images: Vec<(Option<String>, PathBuf)>,
+    /// The VM's name; the first disk's without.
+    pub name: Option<String>,
+    /// The VM's UUID, if known: with it, backups taken while it ran are the same sequence.
+    pub uuid: Option<String>,
+    /// Where sockets and locks go; short, since a socket's path has 107 bytes. Made when missing.
+    pub run_dir: PathBuf,
+    /// How long qemu-storage-daemon may take for any command.
+    pub command_timeout: Duration,
+}
+
+impl OfflineOptions {
+    /// The defaults for some images.
+    #[must_use]
+    pub fn new(images: Vec<(Option<String>, PathBuf)>, run_dir: impl Into<PathBuf>) -> Self {
+        Self { images, name: None, uuid: None, run_dir: run_dir.into(), command_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// A powered-off VM.
+///
+/// Its images are opened for reading only until something is to be written to them (a checkpoint made or removed): opening
+/// them for writing marks all their bitmaps as in use, so that dying then costs them all.
+#[derive(Debug)]
+pub struct Offline {
+    images: Vec<Image>,
+    identity: VmIdentity,
+    options: OfflineOptions,
+    // Before the locks, so that the images are closed before they are free.
+    daemon: Option<Opened>,
+    _locks: Vec<VmLock>,
+}
+
+#[derive(Debug)]
+struct Image {
+    name: DiskName,
+    chain: Chain,
+}
+
+#[derive(Debug)]
+struct Opened {
+    daemon: Daemon,
+    is_writable: bool,
+}
+
+impl Offline {
+    /// Looks at the images and locks them against other keepmarks until dropped.
+    ///
+    /// # Errors
+    /// When an image cannot be read, is in use by another process, or names clash.
+    pub fn open(options: OfflineOptions) -> Result<Self> {
+        let mut names = Names::default();
+        let mut images: Vec<Image> = Vec::new();
+        let mut locks = Vec::new();
+        for (label, path) in &options.images {
+            let path = std::path::absolute(path).map_err(crate::error::file("find", path))?;
+            locks.push(VmLock::take(&options.run_dir, &path)?);
+            let chain = probe::chain(&path)?;
+            let name = name(label.as_deref(), &path, &images, &mut names)?;
+            images.push(Image { name, chain });
+        }
+        let identity = identify(&options, &images)?;
+        Ok(Self { images, identity, options, daemon: None, _locks: locks })
+    }
+
+    // Opens what is not open yet, or opens it again for writing.
+    fn daemon(&mut self, writable: bool) -> Result<&mut Daemon> {
+        let mut opened = match self.daemon.take() {
+            Some(opened) => opened,
+            None => Opened { daemon: Daemon::start(&self.options.run_dir, self.options.command_timeout)?, is_writable: !writable },
+        };
+        let is_new = !has_nodes(&mut opened.daemon)?;
+        if is_new || (writable && !opened.is_writable) {
+            if !is_new {
+                self.remove_nodes(&mut opened.daemon)?;
+            }
+            self.add_nodes(&mut opened.daemon, writable)?;
+            opened.is_writable = writable;
+        }
+        Ok(&mut self.daemon.insert(opened).daemon)
+    }
+
+    fn add_nodes(&self, daemon: &mut Daemon, writable: bool) -> Result<()> {
+        for (number, image) in self.images.iter().enumerate() {
+            let active = std::path::Path::new(&image.chain.layers[0].filename);
+            for definition in nodes::definitions(number, &image.chain.layers, writable) {
+                daemon.qmp.run("blockdev-add", definition).map_err(|error| probe::explain(error, active))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_nodes(&self, daemon: &mut Daemon) -> Result<()> {
+        for (number, image) in self.images.iter().enumerate() {
+            for layer in 0..image.chain.layers.len() {
+                daemon.qmp.run("blockdev-del", json!({ "node-name": nodes::node_name(number, layer) }))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn disks(&mut self, writable: bool) -> Result<(Vec<Disk>, Vec<Node>)> {
+        let nodes: Vec<Node> = self.daemon(writable)?.qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+        let disk = |(number, image): (usize, &Image)| {
+            nodes::disk(number, &image.name, &image.chain.layers, &nodes).ok_or_else(|| Error::Image {
+                image: image.chain.layers[0].filename.clone().into(),
+                problem: "qemu-storage-daemon does not tell of it".into(),
+            })
+        };
+        let disks = self.images.iter().enumerate().map(disk).collect::<Result<_>>()?;
+        Ok((disks, nodes))
+    }
+
+    fn look(&mut self) -> Result<VmFacts> {
+        let (disks, _) = self.disks(false)?;
+        let version = self.daemon(false)?.qmp.version();
+        Ok(VmFacts {
+            identity: self.identity.clone(),
+            power: Power::Off,
+            hypervisor: format!("qemu-storage-daemon {version}"),
+            disks: disks.into_iter().map(|disk| disk.facts).collect(),
+            skipped: Vec::new(),
+            agent: false,
+        })
+    }
+
+    fn point(&mut self, request: &PointRequest) -> Result<Point<'_>> {
+        let (disks, nodes) = self.disks(request.checkpoint.is_some())?;
+        let targets = target::targets(&disks, &nodes, request)?;
+        let names = Temporary::new(&request.run);
+        let workspace = Workspace::create(&self.options.run_dir, names.run())?;
+        let socket = workspace.path().join("nbd");
+        let qmp = &mut self.daemon(false)?.qmp;
+        let moment = Moment { pause: Duration::ZERO, frozen: None, consistency: Consistency::Application, findings: Vec::new() };
+        // From here on, dropping the point takes back whatever was done.
+        let mut point = Point { qmp, undo: Undo::default(), moment, openings: Vec::new(), _workspace: workspace };
+        let checkpoint = request.checkpoint.as_ref();
+        let actions = target::actions(&targets, checkpoint, &names);
+        transact(point.qmp, actions, &targets, checkpoint, &names, &mut point.undo)?;
+        export::start_server(point.qmp, &socket, &mut point.undo)?;
+        let exported: Vec<String> = targets.iter().map(|target| target.active.clone()).collect();
+        point.openings = export::add_exports(point.qmp, &targets, &exported, &names, &socket, &mut point.undo)?;
+        keep_checkpoint(&mut point.undo, request);
+        Ok(point)
+    }
+}
+
+fn has_nodes(daemon: &mut Daemon) -> Result<bool> {
+    let nodes: Vec<Value> = daemon.qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    Ok(!nodes.is_empty())
+}
+
+fn name(label: Option<&str>, path: &std::path::Path, others: &[Image], names: &mut Names) -> Result<DiskName> {
+    let usage = |value: &str, problem: &str| Error::Usage { what: "disk label", value: value.to_owned(), problem: problem.to_owned() };
+    if let Some(label) = label {
+        DiskName::new(label).map_err(|error| usage(label, &error.to_string()))?;
+        if others.iter().any(|image| image.name.as_str() == label) {
+            return Err(usage(label, "another disk is called so"));
+        }
+    }
+    let file = stem(&naming::location(&path.to_string_lossy()));
+    names.pick([label.map(str::to_owned), file]).ok_or_else(|| usage(&path.to_string_lossy(), "no name can be made of it"))
+}
+
+fn identify(options: &OfflineOptions, images: &[Image]) -> Result<VmIdentity> {
+    let name = options.name.clone().or_else(|| images.first().map(|image| image.name.to_string())).unwrap_or_default();
+    VmIdentity::new(&name, options.uuid.as_deref()).map_err(|error| Error::Usage { what: "identity", value: name, problem: error.to_string() })
+}
+
+impl Hypervisor for Offline {
+    fn facts(&mut self) -> seam::Result<VmFacts> {
+        Ok(self.look()?)
+    }
+
+    fn clean_up(&mut self) -> seam::Result<Vec<String>> {
+        Ok(Workspace::sweep(&self.options.run_dir)?)
+    }
+
+    fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
+        Ok(Box::new(self.point(request)?))
+    }
+
+    fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
+        let (disks, _) = self.disks(false)?;
+        if !names.iter().any(|name| disks.iter().any(|disk| !disk.carriers(name).is_empty())) {
+            return Ok(());
+        }
+        let (_, nodes) = self.disks(true)?;
+        Ok(bitmaps::remove(&mut self.daemon(true)?.qmp, &nodes, names)?)
+    }
+
+    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
+        let images = self.images.iter().map(|image| json!({ "disk": image.name, "chain": image.chain.reply })).collect();
+        Ok(vec![definition::of_images(&Value::Array(images), &self.identity)])
+    }
+
+    fn close(mut self: Box<Self>) -> seam::Result<()> {
+        match self.daemon.take() {
+            Some(opened) => Ok(opened.daemon.quit()?),
+            None => Ok(()),
+        }
+    }
+}
