@@ -1,3 +1,27 @@
-//! The keepmark command.
+//! The keepmark command: parses the command line, runs one subcommand, and turns its outcome into an exit code.
 
-fn main() {}
+mod arguments;
+mod commands;
+mod config;
+mod context;
+mod exit;
+mod hypervisor;
+mod output;
+mod password;
+mod screen;
+mod signals;
+mod store;
+mod table;
+mod text;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::Arguments;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    exit::code(commands::run(arguments))
+}

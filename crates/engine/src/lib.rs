@@ -1,1 +1,14 @@
 //! Backup, restore and verify: the only crate that knows both a hypervisor and a store.
+//!
+//! Read [`backup`] first; [`capture`] is its inner loop.
+
+pub mod backup;
+mod capture;
+mod error;
+pub mod report;
+pub mod restore;
+pub mod surroundings;
+
+pub use error::Error;
+pub use report::{BackupReport, DiskReport};
+pub use surroundings::Surroundings;

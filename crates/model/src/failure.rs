@@ -51,6 +51,12 @@ impl Failure {
         self.class
     }
 
+    /// Whether the error inside is of this type.
+    #[must_use]
+    pub fn is<E: Error + 'static>(&self) -> bool {
+        self.error.is::<E>()
+    }
+
     /// What helps, if anything is known to.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {

@@ -193,7 +193,7 @@ pub trait Store: Send + Sync {
     /// When it is not there or damaged.
     fn open(&self, id: &BackupId) -> Result<Box<dyn BackupReader + '_>>;
 
-    /// Checks backups; `read_data` reads and hashes everything they need.
+    /// Checks backups, or all that are or should be there when `ids` is empty; `read_data` reads and hashes everything they need.
     ///
     /// # Errors
     /// When the store cannot be read at all; damage is not an error but a [`Damage`].

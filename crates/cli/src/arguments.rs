@@ -1,0 +1,86 @@
+//! The command line: what is global, and the list of subcommands; each subcommand's own arguments are in its file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{backup, checkpoint, completion, doctor, init, list, man, plan, restore, show, verify, watchdog};
+
+const EXAMPLES: &str = "\
+Examples:
+  keepmark init /backup/vms
+  keepmark --store /backup/vms backup qmp:/run/web01.qmp
+  keepmark --store /backup/vms backup image:/vms/web01.qcow2 --name web01
+  keepmark --store /backup/vms list
+  keepmark --store /backup/vms restore web01@latest --to /restored
+
+A VM is qmp:SOCKET (a running QEMU) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off).
+A BACKUP is an id or its first letters, VM@latest, VM@-1 (the one before) or VM@2026-11-22T18:00.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done with findings, 10 no store, 11 locked, 12 wrong password,
+13 VM not reachable, 130 interrupted.";
+
+/// Incremental backup for QEMU/KVM virtual machines that never produces an invalid backup.
+#[derive(Debug, Parser)]
+#[command(name = "keepmark", version, about, after_help = EXAMPLES, max_term_width = 120)]
+pub struct Arguments {
+    /// What holds for every subcommand.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What holds for every subcommand.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where backups live: a folder, or repo:FOLDER
+    #[arg(long, global = true, env = "KEEPMARK_STORE", value_name = "STORE")]
+    pub store: Option<String>,
+    /// File whose first line is the store's password (else KEEPMARK_PASSWORD, else a prompt)
+    #[arg(long, global = true, env = "KEEPMARK_PASSWORD_FILE", value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Configuration file instead of /etc/keepmark/keepmark.toml and ~/.config/keepmark/keepmark.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One JSON object per line on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no notes, only errors and findings
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More notes
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new store
+    Init(init::InitArguments),
+    /// Back a VM up: incrementally where that is provably complete
+    Backup(backup::BackupArguments),
+    /// Say what a backup would do, disk by disk, and why; changes nothing
+    Plan(plan::PlanArguments),
+    /// List backups, oldest first
+    List(list::ListArguments),
+    /// Show what is known of one backup
+    Show(show::ShowArguments),
+    /// Get disks of a backup back
+    Restore(restore::RestoreArguments),
+    /// Check that backups are whole
+    Verify(verify::VerifyArguments),
+    /// List or delete the checkpoints on a VM
+    Checkpoint(checkpoint::CheckpointArguments),
+    /// Check this host, the store and a VM, and name what would help
+    Doctor(doctor::DoctorArguments),
+    /// Print shell completions
+    Completion(completion::CompletionArguments),
+    /// Print or write the manual pages
+    Man(man::ManArguments),
+    /// Used by keepmark itself
+    #[command(name = "internal-watchdog", hide = true)]
+    Watchdog(watchdog::WatchdogArguments),
+}

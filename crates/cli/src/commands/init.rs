@@ -1,0 +1,39 @@
+//! `keepmark init STORE`: makes a new, empty, encrypted store.
+
+use clap::Args;
+use keepmark_model::Failure;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::password::Purpose;
+use crate::{output, store};
+
+const EXAMPLES: &str = "\
+Examples:
+  keepmark init /backup/vms                       asks for a password
+  keepmark init repo:/backup/vms --password-file /etc/keepmark/password
+
+Keep the password in a second place: without it nobody can read the backups.";
+
+/// Make a new store: an encrypted, deduplicated repository in restic's format.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct InitArguments {
+    /// Where to make it: a folder that does not exist or is empty (else --store)
+    #[arg(value_name = "STORE")]
+    pub place: Option<String>,
+}
+
+/// Runs it.
+pub fn run(context: &Context, arguments: &InitArguments) -> Result<Outcome, Failure> {
+    let path = store::path(context, arguments.place.as_deref())?;
+    let password = store::password(context, Purpose::Choose)?;
+    let id = store::create(context, &path, &password)?;
+    if context.global.json {
+        output::json(&json!({"event": "initialized", "store": path, "id": id}))?;
+    } else {
+        output::text(&format!("made a new store at {} (id {})\n", path.display(), id.as_str().get(..8).unwrap_or(id.as_str())))?;
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,46 @@
+//! The subcommands, one file each.
+
+pub mod backup;
+pub mod checkpoint;
+pub mod completion;
+pub mod doctor;
+pub mod init;
+pub mod list;
+pub mod man;
+pub mod plan;
+pub mod restore;
+pub mod show;
+pub mod verify;
+pub mod watchdog;
+
+use keepmark_model::Failure;
+
+use crate::arguments::{Arguments, Command};
+use crate::context::Context;
+use crate::exit::Outcome;
+
+/// Runs the subcommand that was asked for.
+///
+/// # Errors
+/// When it fails.
+pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
+    match arguments.command {
+        Command::Completion(arguments) => return completion::run(&arguments),
+        Command::Man(arguments) => return man::run(&arguments),
+        Command::Watchdog(arguments) => return watchdog::run(&arguments),
+        _ => {}
+    }
+    let context = Context::new(arguments.global)?;
+    match arguments.command {
+        Command::Init(arguments) => init::run(&context, &arguments),
+        Command::Backup(arguments) => backup::run(&context, &arguments),
+        Command::Plan(arguments) => plan::run(&context, &arguments),
+        Command::List(arguments) => list::run(&context, &arguments),
+        Command::Show(arguments) => show::run(&context, &arguments),
+        Command::Restore(arguments) => restore::run(&context, &arguments),
+        Command::Verify(arguments) => verify::run(&context, &arguments),
+        Command::Checkpoint(arguments) => checkpoint::run(&context, &arguments),
+        Command::Doctor(arguments) => doctor::run(&context, &arguments),
+        Command::Completion(_) | Command::Man(_) | Command::Watchdog(_) => Ok(Outcome::Done),
+    }
+}

@@ -1,0 +1,106 @@
+//! How a VM is named on the command line: `qmp:SOCKET` or `image:[LABEL=]FILE[,[LABEL=]FILE]`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+
+/// A VM as the user names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmPlace {
+    /// A running QEMU, by its QMP socket.
+    Qmp(PathBuf),
+    /// Powered-off images with their labels.
+    Images(Vec<(Option<String>, PathBuf)>),
+}
+
+/// A text that names no VM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VmPlaceError {
+    /// It begins with no known scheme.
+    #[error("{text:?} is no VM: expected qmp:SOCKET or image:[LABEL=]FILE[,[LABEL=]FILE]")]
+    Scheme {
+        /// As it came.
+        text: String,
+    },
+    /// Something is missing.
+    #[error("{text:?} lacks a {what}")]
+    Lacks {
+        /// As it came.
+        text: String,
+        /// What is missing.
+        what: &'static str,
+    },
+}
+
+impl FromStr for VmPlace {
+    type Err = VmPlaceError;
+
+    fn from_str(text: &str) -> Result<Self, VmPlaceError> {
+        let lacks = |what| VmPlaceError::Lacks { text: text.to_owned(), what };
+        match text.split_once(':') {
+            Some(("qmp", "")) => Err(lacks("socket")),
+            Some(("qmp", socket)) => Ok(Self::Qmp(socket.into())),
+            Some(("image", images)) => images_of(images).map(Self::Images).ok_or_else(|| lacks("file")),
+            _ => Err(VmPlaceError::Scheme { text: text.to_owned() }),
+        }
+    }
+}
+
+/// A comma that belongs to a file's name is doubled, as on QEMU's command line.
+fn images_of(text: &str) -> Option<Vec<(Option<String>, PathBuf)>> {
+    let parts = text.replace(",,", "\0");
+    parts.split(',').map(|part| image_of(&part.replace('\0', ","))).collect()
+}
+
+/// What stands before the first `=` is a label unless it looks like a path.
+fn image_of(text: &str) -> Option<(Option<String>, PathBuf)> {
+    let (label, file) = match text.split_once('=') {
+        Some((label, file)) if !label.contains('/') => (Some(label.to_owned()), file),
+        _ => (None, text),
+    };
+    let named = !file.is_empty() && label.as_deref() != Some("");
+    named.then(|| (label, PathBuf::from(file)))
+}
+
+/// Which VM, and whose it is.
+#[derive(Debug, Clone, Args)]
+pub struct VmArguments {
+    /// qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off)
+    #[arg(value_name = "VM")]
+    pub vm: VmPlace,
+    /// Name of the VM (else what QEMU says, else the socket's or first image's name)
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// UUID of the VM (else what QEMU says); backups with the same UUID, or without one the same name, are one sequence
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images(list: &[(Option<&str>, &str)]) -> VmPlace {
+        VmPlace::Images(list.iter().map(|(label, file)| (label.map(str::to_owned), PathBuf::from(file))).collect())
+    }
+
+    #[test]
+    fn every_form_of_a_vm() {
+        for (text, expected) in [
+            ("qmp:/run/a.sock", VmPlace::Qmp("/run/a.sock".into())),
+            ("image:/a.qcow2", images(&[(None, "/a.qcow2")])),
+            ("image:vda=/a.qcow2,/b=c.raw", images(&[(Some("vda"), "/a.qcow2"), (None, "/b=c.raw")])),
+            ("image:/a,,b.raw", images(&[(None, "/a,b.raw")])),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_vm_says_what_was_expected() {
+        for text in ["web01", "qmp:", "image:", "image:/a,", "image:=/a", "image:vda=", "http:/x"] {
+            assert!(text.parse::<VmPlace>().is_err(), "{text}");
+        }
+    }
+}

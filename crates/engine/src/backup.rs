@@ -1,0 +1,228 @@
+//! One backup, from looking at the VM to publication.
+//!
+//! Order is what makes it safe: look and plan; fix the moment and start the checkpoint in one step; read and store; give the
+//! moment up; publish; only then remove the checkpoints that nothing builds on any more. Dying anywhere before publication
+//! leaves no backup and, at worst, a checkpoint that no manifest names: the next run removes it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keepmark_model::facts::VmFacts;
+use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
+use keepmark_model::plan::{DiskPlan, Plan, Request, obsolete_checkpoints, plan};
+use keepmark_model::seam::{
+    BackupWriter, Freeze, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile, Store,
+};
+use keepmark_model::{BackupId, CheckpointName, ChunkSize, Failure, FailureClass, VmId};
+
+use crate::capture::{Captured, capture};
+use crate::error::Error;
+use crate::report::{BackupReport, in_one_line};
+use crate::surroundings::Surroundings;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupJob {
+    /// Kind, checkpoint and disks.
+    pub request: Request,
+    /// Whether the guest's file systems are quiesced.
+    pub freeze: Freeze,
+    /// Program name and version for the manifest.
+    pub program: String,
+}
+
+/// What a backup would do, and what it was derived from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// The VM as it is.
+    pub facts: VmFacts,
+    /// Its backups in this store, oldest first.
+    pub sequence: Vec<StoredBackup>,
+    /// What would be done.
+    pub plan: Plan,
+}
+
+/// Looks and plans; changes nothing.
+///
+/// # Errors
+/// When the VM or the store does not answer, or the request fits the VM not.
+pub fn outlook(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, monitor: &dyn Monitor) -> Result<Outlook> {
+    let facts = vm.facts()?;
+    let (sequence, damaged) = store.backups(Some(&facts.identity.id()))?;
+    damaged.iter().for_each(|text| monitor.finding(text));
+    let plan = plan(&facts, &sequence, request).map_err(|error| Failure::new(FailureClass::Usage, error))?;
+    Ok(Outlook { facts, sequence, plan })
+}
+
+/// Backs a VM up.
+///
+/// # Errors
+/// When anything cannot be read or stored; then no backup is listed and the VM is as before.
+pub fn backup(
+    vm: &mut dyn Hypervisor,
+    store: &dyn Store,
+    job: &BackupJob,
+    world: Surroundings<'_>,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
+    let started = (world.elapsed)();
+    vm.clean_up()?.iter().for_each(|removed| monitor.note(&format!("left over by an earlier run, removed: {removed}")));
+    let outlook = outlook(vm, store, &job.request, monitor)?;
+    let run = Run { outlook: &outlook, job, store, world, monitor, started };
+    let checkpoint = outlook.plan.checkpoint.then(|| CheckpointName::make((world.now)(), &store.id(), (world.random)()));
+    let result = run.capture_and_publish(vm, checkpoint.as_ref());
+    match (&result, &checkpoint) {
+        (Ok((id, manifest)), _) => run.remove_obsolete(vm, id, manifest),
+        (Err(_), Some(name)) => run.remove_unpublished(vm, name),
+        (Err(_), None) => {}
+    }
+    result.map(|(id, manifest)| BackupReport::new(id, &manifest))
+}
+
+struct Run<'a> {
+    outlook: &'a Outlook,
+    job: &'a BackupJob,
+    store: &'a dyn Store,
+    world: Surroundings<'a>,
+    monitor: &'a dyn Monitor,
+    started: Duration,
+}
+
+impl Run<'_> {
+    fn capture_and_publish(&self, vm: &mut dyn Hypervisor, checkpoint: Option<&CheckpointName>) -> Result<(BackupId, Manifest)> {
+        let id: VmId = self.outlook.facts.identity.id();
+        let definition = vm.definition()?;
+        let time = self.time_of_backup();
+        let mut writer = self.store.begin(&id, time)?;
+        let mut point = vm.begin(&self.point_request(checkpoint))?;
+        let captured = self.capture_all(point.as_mut(), writer.as_mut())?;
+        let moment = point.moment().clone();
+        let mut findings = moment.findings.clone();
+        if let Err(failure) = point.release() {
+            findings.push(format!("something could not be removed from the VM; the next run tries again: {}", in_one_line(&failure)));
+        }
+        findings.iter().for_each(|finding| self.monitor.finding(finding));
+        let manifest = self.manifest(time, checkpoint, &moment, captured, findings);
+        self.publish(writer, manifest, &definition)
+    }
+
+    /// Never before the newest backup: a clock that was set back must not change the order of the sequence.
+    fn time_of_backup(&self) -> Timestamp {
+        let now = (self.world.now)();
+        let Some(newest) = self.outlook.sequence.last().map(|backup| backup.manifest.time).filter(|newest| *newest >= now) else { return now };
+        self.monitor.note(&format!("the clock says {now}, but the newest backup is of {newest}; this one is dated just after it"));
+        newest.checked_add(jiff::Span::new().milliseconds(1)).unwrap_or(newest)
+    }
+
+    fn point_request(&self, checkpoint: Option<&CheckpointName>) -> PointRequest {
+        let point_disk =
+            |disk: &DiskPlan| PointDisk { name: disk.name.clone(), since: disk.since.as_ref().map(|base| base.checkpoint.clone()) };
+        PointRequest {
+            disks: self.outlook.plan.disks.iter().map(point_disk).collect(),
+            checkpoint: checkpoint.cloned(),
+            run: format!("{:08x}", (self.world.random)()),
+            freeze: self.job.freeze,
+        }
+    }
+
+    fn capture_all(&self, point: &mut dyn FrozenPoint, writer: &mut dyn BackupWriter) -> Result<Vec<Captured>> {
+        let mut captured = Vec::with_capacity(self.outlook.plan.disks.len());
+        for disk in &self.outlook.plan.disks {
+            if self.monitor.interrupted() {
+                return Err(Error::Interrupted.into());
+            }
+            let mut frozen = point.disk(&disk.name)?;
+            captured.push(capture(frozen.as_mut(), disk, self.chunk_size(disk), writer, self.monitor)?);
+        }
+        Ok(captured)
+    }
+
+    /// A disk keeps its base's chunk size, so that chunks can be taken over.
+    fn chunk_size(&self, disk: &DiskPlan) -> ChunkSize {
+        let newest = self.outlook.sequence.iter().rev().find_map(|backup| backup.manifest.disk(&disk.name));
+        let base = disk.since.as_ref().and_then(|base| self.outlook.sequence.iter().find(|backup| backup.id == base.backup));
+        let from = base.and_then(|backup| backup.manifest.disk(&disk.name)).or(newest);
+        from.map_or(self.store.chunk_size(), |then| then.chunk_size)
+    }
+
+    fn manifest(
+        &self,
+        time: Timestamp,
+        checkpoint: Option<&CheckpointName>,
+        moment: &Moment,
+        captured: Vec<Captured>,
+        findings: Vec<String>,
+    ) -> Manifest {
+        let facts = &self.outlook.facts;
+        let planned = &self.outlook.plan;
+        let disks: Vec<ManifestDisk> =
+            planned.disks.iter().zip(captured).filter_map(|(disk, captured)| self.manifest_disk(disk, captured, checkpoint.is_some())).collect();
+        let turned = planned.disks.iter().zip(&disks).find(|(planned, done)| planned.kind != done.kind);
+        Manifest {
+            version: MANIFEST_VERSION,
+            program: self.job.program.clone(),
+            vm: facts.identity.clone(),
+            time,
+            kind: if turned.is_some() { Kind::Resync } else { planned.kind },
+            reason: turned.map_or_else(|| planned.reason.clone(), |(_, done)| done.reason.clone()),
+            checkpoint: checkpoint.cloned(),
+            consistency: moment.consistency,
+            pause_ms: millis(moment.pause),
+            freeze_ms: moment.frozen.map(millis),
+            duration_ms: millis((self.world.elapsed)().saturating_sub(self.started)),
+            power: facts.power,
+            hypervisor: facts.hypervisor.clone(),
+            disks,
+            skipped: facts.skipped.clone(),
+            findings,
+        }
+    }
+
+    fn manifest_disk(&self, planned: &DiskPlan, captured: Captured, checkpointed: bool) -> Option<ManifestDisk> {
+        let facts = self.outlook.facts.disks.iter().find(|disk| disk.name == planned.name)?;
+        Some(ManifestDisk {
+            name: planned.name.clone(),
+            size: planned.size,
+            kind: captured.kind,
+            reason: captured.reason,
+            format: facts.format.clone(),
+            cluster_size: facts.cluster_size,
+            image: facts.image.clone(),
+            chunk_size: self.chunk_size(planned),
+            checkpointed,
+            base: captured.base,
+            dirty_bytes: captured.dirty_bytes,
+            read_bytes: captured.read_bytes,
+            stored_bytes: captured.stored_bytes,
+            audited_bytes: 0,
+        })
+    }
+
+    fn publish(&self, writer: Box<dyn BackupWriter + '_>, mut manifest: Manifest, files: &[SavedFile]) -> Result<(BackupId, Manifest)> {
+        manifest.duration_ms = millis((self.world.elapsed)().saturating_sub(self.started));
+        let id = writer.publish(&manifest, files)?;
+        Ok((id, manifest))
+    }
+
+    fn remove_obsolete(&self, vm: &mut dyn Hypervisor, id: &BackupId, manifest: &Manifest) {
+        let mut sequence = self.outlook.sequence.clone();
+        sequence.push(StoredBackup { id: id.clone(), manifest: manifest.clone() });
+        let removed = vm.facts().and_then(|facts| {
+            let names = obsolete_checkpoints(&facts, &self.store.id(), &sequence);
+            if names.is_empty() { Ok(()) } else { vm.remove_checkpoints(&names) }
+        });
+        if let Err(failure) = removed {
+            self.monitor.finding(&format!("old checkpoints could not be removed; the next run tries again: {}", in_one_line(&failure)));
+        }
+    }
+
+    fn remove_unpublished(&self, vm: &mut dyn Hypervisor, name: &CheckpointName) {
+        if let Err(failure) = vm.remove_checkpoints(std::slice::from_ref(name)) {
+            self.monitor.note(&format!("checkpoint {name} stays until the next run removes it: {}", in_one_line(&failure)));
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,136 @@
+//! Capture: one disk at its frozen moment into the store, chunk by chunk.
+
+use keepmark_model::manifest::Kind;
+use keepmark_model::plan::DiskPlan;
+use keepmark_model::seam::{BackupWriter, DiskContent, DiskWriter, FrozenDisk, Monitor, Result};
+use keepmark_model::{BackupId, ChunkSize, Extent, Extents, Size};
+
+use crate::error::Error;
+use crate::report::in_one_line;
+
+/// One disk's backup, before it is written into the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// How it was captured in the end.
+    pub kind: Kind,
+    /// Why, in words.
+    pub reason: String,
+    /// The backup whose chunks were taken over.
+    pub base: Option<BackupId>,
+    /// Bytes called changed.
+    pub dirty_bytes: u64,
+    /// Bytes read from the VM.
+    pub read_bytes: u64,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+}
+
+/// What of a disk has to be looked at, and where the rest comes from.
+struct Scope {
+    kind: Kind,
+    reason: String,
+    base: Option<BackupId>,
+    dirty: Extents,
+}
+
+/// Reads what the plan says of one disk and stores it.
+///
+/// # Errors
+/// When anything cannot be read or stored, or the user interrupts.
+pub fn capture(
+    disk: &mut dyn FrozenDisk,
+    plan: &DiskPlan,
+    chunk: ChunkSize,
+    writer: &mut dyn BackupWriter,
+    monitor: &dyn Monitor,
+) -> Result<Captured> {
+    let size = disk.size();
+    if size != plan.size {
+        return Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into());
+    }
+    let scope = scope(disk, plan)?;
+    match store(disk, plan, &scope, chunk, writer, monitor) {
+        Err(failure) if scope.base.is_some() && !monitor.interrupted() && is_base_unusable(&failure) => {
+            monitor.finding(&format!("disk {}: the base cannot be read, so the whole disk is stored anew: {}", plan.name, in_one_line(&failure)));
+            store(disk, plan, &whole(plan, "the last backup is damaged in the store"), chunk, writer, monitor)
+        }
+        result => result,
+    }
+}
+
+/// Marks a failure of the store to read the base's tables.
+#[derive(Debug, thiserror::Error)]
+#[error("the tables of the base cannot be used")]
+struct BaseUnusable(#[source] keepmark_model::Failure);
+
+fn is_base_unusable(failure: &keepmark_model::Failure) -> bool {
+    failure.is::<BaseUnusable>()
+}
+
+fn scope(disk: &mut dyn FrozenDisk, plan: &DiskPlan) -> Result<Scope> {
+    let Some(base) = &plan.since else { return Ok(whole(plan, &plan.reason)) };
+    let grown = Extents::from_iter([Extent::new(base.size.0, plan.size.0)]);
+    let dirty = disk.dirty()?.union(&grown);
+    Ok(Scope { kind: plan.kind, reason: plan.reason.clone(), base: Some(base.backup.clone()), dirty })
+}
+
+/// Everything is looked at, and nothing is taken over unseen.
+fn whole(plan: &DiskPlan, reason: &str) -> Scope {
+    let kind = if plan.kind == Kind::Full { Kind::Full } else { Kind::Resync };
+    Scope { kind, reason: reason.to_owned(), base: None, dirty: Extents::whole(plan.size) }
+}
+
+fn store(
+    disk: &mut dyn FrozenDisk,
+    plan: &DiskPlan,
+    scope: &Scope,
+    chunk: ChunkSize,
+    writer: &mut dyn BackupWriter,
+    monitor: &dyn Monitor,
+) -> Result<Captured> {
+    let changed = scope.dirty.round_out(chunk, plan.size);
+    let put = disk.data(&changed)?.round_out(chunk, plan.size).intersection(&changed);
+    let zero = changed.difference(&put);
+    let content = DiskContent { name: plan.name.clone(), size: plan.size, chunk_size: chunk, base: scope.base.clone(), put, zero };
+    let started = writer.disk(&content);
+    let mut target = match scope.base {
+        Some(_) => started.map_err(|failure| keepmark_model::Failure::new(failure.class(), BaseUnusable(failure)))?,
+        None => started?,
+    };
+    pump(disk, &content, target.as_mut(), monitor)?;
+    let stored = target.finish()?;
+    Ok(Captured {
+        kind: scope.kind,
+        reason: scope.reason.clone(),
+        base: scope.base.clone(),
+        dirty_bytes: scope.dirty.total().0,
+        read_bytes: content.put.total().0,
+        stored_bytes: stored.stored_bytes,
+    })
+}
+
+fn pump(disk: &mut dyn FrozenDisk, content: &DiskContent, target: &mut dyn DiskWriter, monitor: &dyn Monitor) -> Result<()> {
+    let (chunk, size, name) = (content.chunk_size, content.size, content.name.as_str());
+    let total = content.put.total().0;
+    let recycler = disk.recycler();
+    let mut done = 0;
+    let mut wanted = content.put.chunks(chunk).map(|index| chunk.extent(index, size));
+    monitor.progress(name, 0, total);
+    disk.read(&mut wanted, &mut |extent, bytes| {
+        let index = chunk.index(extent.start);
+        check_is_chunk(name, extent, chunk.extent(index, size), bytes.len())?;
+        done += extent.len();
+        target.put(index, bytes, &recycler)?;
+        monitor.progress(name, done, total);
+        if monitor.interrupted() { Err(Error::Interrupted.into()) } else { Ok(()) }
+    })?;
+    monitor.finished(name);
+    Ok(())
+}
+
+fn check_is_chunk(disk: &str, came: Extent, expected: Extent, bytes: usize) -> Result<()> {
+    if came == expected && Size(bytes as u64) == Size(expected.len()) {
+        return Ok(());
+    }
+    Err(Error::UnexpectedRead { disk: disk.to_owned(), start: came.start, end: came.end }.into())
+}

@@ -1,0 +1,96 @@
+//! What can fail in the engine itself; failures of drivers and stores pass through as they are.
+
+use std::path::PathBuf;
+
+use keepmark_model::{Failure, FailureClass};
+
+/// A failure of the engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// The target of a restore exists.
+    #[error("{} exists already", path.display())]
+    TargetExists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The target of a restore is in the wrong place or of the wrong kind.
+    #[error("cannot restore to {}: {why}", path.display())]
+    Target {
+        /// Where.
+        path: PathBuf,
+        /// Why not, in words.
+        why: String,
+    },
+    /// The target of a restore cannot be written.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was tried: `create`, `write`, ...
+        doing: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The backup has no such disk.
+    #[error("the backup has no disk {name} (it has: {known})")]
+    UnknownDisk {
+        /// As asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The hypervisor read what was not asked for.
+    #[error("disk {disk}: bytes {start} to {end} came, which are no chunk that was asked for")]
+    UnexpectedRead {
+        /// Which disk.
+        disk: String,
+        /// First byte.
+        start: u64,
+        /// One after the last byte.
+        end: u64,
+    },
+    /// The disk's size at the frozen moment differs from the plan's.
+    #[error("disk {disk} changed its size from {planned} to {frozen} bytes while the backup began")]
+    SizeChanged {
+        /// Which disk.
+        disk: String,
+        /// Before.
+        planned: u64,
+        /// At the frozen moment.
+        frozen: u64,
+    },
+}
+
+impl Error {
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Interrupted => FailureClass::Interrupted,
+            Self::UnknownDisk { .. } | Self::Target { .. } => FailureClass::Usage,
+            Self::TargetExists { .. } | Self::Io { .. } | Self::UnexpectedRead { .. } | Self::SizeChanged { .. } => FailureClass::Failed,
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::TargetExists { .. } => Some("choose another place, or overwrite it with --force"),
+            Self::SizeChanged { .. } => Some("run the backup again"),
+            Self::Interrupted | Self::Target { .. } | Self::Io { .. } | Self::UnknownDisk { .. } | Self::UnexpectedRead { .. } => None,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (class, hint) = (error.class(), error.hint());
+        let failure = Self::new(class, error);
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}

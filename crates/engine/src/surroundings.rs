@@ -1,0 +1,16 @@
+//! The one clock and the one randomness, passed in from the edge.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// What a job needs of the world besides a VM and a store.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The time now, by the host's clock.
+    pub now: &'a (dyn Fn() -> Timestamp + Sync),
+    /// Time since some fixed moment, never going back.
+    pub elapsed: &'a (dyn Fn() -> Duration + Sync),
+    /// Fresh random bits at every call.
+    pub random: &'a (dyn Fn() -> u32 + Sync),
+}
