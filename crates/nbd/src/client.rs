@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::address::{Address, Options};
 use crate::connection::{Body, Completion, Connection, Order};
 use crate::error::{Error, Result};
+use crate::incoming::DOING;
 use crate::info::ExportInfo;
 use crate::split::Span;
 use crate::wire::{Command, ErrorChunk};
@@ -174,15 +175,14 @@ impl Client {
 /// Waits until one of the candidates has something to read or has hung up.
 fn poll_some(connections: &[Connection], candidates: &[usize]) -> Result<usize> {
     let link = &connections[candidates.first().copied().unwrap_or(0)].link;
-    let doing = "waiting for a reply";
     let limit = link.timeout().and_then(|t| Timespec::try_from(t).ok());
     let mut fds: Vec<PollFd<'_>> = candidates.iter().map(|i| PollFd::new(connections[*i].link.socket(), PollFlags::IN)).collect();
     loop {
         match poll(&mut fds, limit.as_ref()) {
-            Ok(0) => return Err(link.timed_out(doing)),
+            Ok(0) => return Err(link.timed_out(DOING)),
             Ok(_) => break,
             Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(link.io(doing, e.into())),
+            Err(e) => return Err(link.io(DOING, e.into())),
         }
     }
     let ready = fds.iter().position(|fd| !fd.revents().is_empty()).unwrap_or(0);

@@ -8,6 +8,7 @@ use crate::address::{Address, Options};
 use crate::coverage::Coverage;
 use crate::error::{Error, Result};
 use crate::handshake::{self, Context, Granted};
+use crate::incoming::DOING;
 use crate::info::ExportInfo;
 use crate::link::Link;
 use crate::status::Status;
@@ -29,8 +30,8 @@ pub(crate) enum Body {
 pub(crate) struct StatusBody {
     /// The context that was asked for.
     pub(crate) wanted: u32,
-    /// The contexts that were answered.
-    pub(crate) seen: Vec<u32>,
+    /// The contexts that are still to be answered; each is, once.
+    pub(crate) due: Vec<u32>,
     pub(crate) extents: Vec<Status>,
 }
 
@@ -120,7 +121,7 @@ impl Connection {
         if payload.is_empty() {
             return Ok(());
         }
-        self.link.write_both(&self.outgoing, payload, header.command.verb())?;
+        self.link.write_both(&self.outgoing, payload, DOING)?;
         self.outgoing.clear();
         Ok(())
     }
@@ -150,7 +151,7 @@ impl Connection {
         if self.outgoing.is_empty() {
             return Ok(());
         }
-        let sent = self.link.write_all(&self.outgoing, "sending requests");
+        let sent = self.link.write_all(&self.outgoing, DOING);
         self.outgoing.clear();
         self.note_failure(sent)
     }
@@ -181,7 +182,7 @@ impl Connection {
         let header = RequestHeader { command: Command::Disconnect, flags: 0, cookie: 0, offset: 0, length: 0 };
         self.send_header(header, &[])?;
         self.send()?;
-        self.link.socket().finish().map_err(|e| self.link.io("disconnecting", e))
+        self.link.socket().finish().map_err(|e| self.link.io("the goodbye", e))
     }
 
     fn usable(&self) -> Result<()> {

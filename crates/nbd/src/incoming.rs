@@ -7,6 +7,8 @@ use crate::link::Link;
 use crate::status::Status;
 use crate::wire::{self, ChunkHeader, Command, ErrorChunk, Fields, Hole, Mode, REPLY_PREFIX_LENGTH, Reply, Simple, Violation, chunk_kind};
 
+/// What goes on whenever a reply is due.
+pub(crate) const DOING: &str = "a request";
 /// Error chunks in one reply that are accepted; the first is the one reported.
 const ERRORS_MAX: usize = 64;
 
@@ -21,17 +23,16 @@ impl Connection {
 
     fn receive_head(&mut self) -> Result<Reply> {
         let mut head = [0; 32];
-        let doing = "waiting for a reply";
         let prefix = head.first_chunk_mut::<REPLY_PREFIX_LENGTH>();
         let rest = match prefix {
             Some(prefix) => {
-                self.link.read_exact(prefix, doing)?;
+                self.link.read_exact(prefix, DOING)?;
                 wire::rest_length(prefix, self.mode).map_err(|v| self.link.protocol(v))?
             }
             None => 0,
         };
         let length = REPLY_PREFIX_LENGTH + rest;
-        self.link.read_exact(&mut head[REPLY_PREFIX_LENGTH..length], doing)?;
+        self.link.read_exact(&mut head[REPLY_PREFIX_LENGTH..length], DOING)?;
         Reply::decode(&head[..length]).map_err(|v| self.link.protocol(v))
     }
 
@@ -55,7 +56,7 @@ impl Connection {
         match &mut pending.body {
             Body::Nothing => {}
             Body::Read { buffer, coverage } if self.mode == Mode::Simple => {
-                link.read_exact(buffer, "read")?;
+                link.read_exact(buffer, DOING)?;
                 coverage.add(0, buffer.len() as u64).map_err(|v| link.protocol(v))?;
             }
             Body::Read { .. } | Body::Status(_) => {
@@ -92,7 +93,7 @@ fn finish(pending: Pending) -> Result<Completion, Violation> {
         Body::Read { coverage, .. } if !coverage.is_complete(order.length) => {
             Err(Violation::Incomplete { offset: order.offset, length: order.length })
         }
-        Body::Status(status) if !status.seen.contains(&status.wanted) => Err(Violation::StatusMissing),
+        Body::Status(status) if status.due.contains(&status.wanted) => Err(Violation::StatusMissing),
         Body::Nothing | Body::Read { .. } | Body::Status(_) => Ok(Completion { order, outcome: Ok(body) }),
     }
 }
@@ -130,7 +131,7 @@ impl Intake<'_> {
         if length > limit {
             return Err(self.link.protocol(Violation::TooLong { what, length, limit }));
         }
-        self.link.read_claimed(length, self.scratch, what)
+        self.link.read_claimed(length, self.scratch, DOING)
     }
 
     fn take_none(&mut self) -> Result<()> {
@@ -152,11 +153,14 @@ impl Intake<'_> {
     fn take_data(&mut self, order: Order, buffer: &mut [u8], coverage: &mut Coverage) -> Result<()> {
         let short = Violation::Short { what: "data chunk", length: 0 };
         let length = self.chunk.length.checked_sub(8).ok_or_else(|| self.link.protocol(short))?;
+        if length > order.length {
+            return Err(self.link.protocol(Violation::TooLong { what: "data chunk", length, limit: order.length }));
+        }
         let mut head = [0; 8];
-        self.link.read_exact(&mut head, "read")?;
+        self.link.read_exact(&mut head, DOING)?;
         let offset = Fields::new("data chunk", &head).u64().map_err(|v| self.link.protocol(v))?;
         let target = place(order, offset, length, buffer, coverage).map_err(|v| self.link.protocol(v))?;
-        self.link.read_exact(target, "read")
+        self.link.read_exact(target, DOING)
     }
 
     fn take_hole(&mut self, order: Order, buffer: &mut [u8], coverage: &mut Coverage) -> Result<()> {
@@ -186,10 +190,12 @@ fn place<'b>(order: Order, offset: u64, length: u64, buffer: &'b mut [u8], cover
 
 /// Takes one context's extents. The last may reach beyond the request and is cut; nothing may follow it.
 fn collect(order: Order, status: &mut StatusBody, extended: bool, payload: &[u8]) -> Result<(), Violation> {
-    let StatusBody { wanted, seen, extents } = status;
-    let is_wanted = Fields::new("block status chunk", payload).u32()? == *wanted;
+    let StatusBody { wanted, due, extents } = status;
+    let id = Fields::new("block status chunk", payload).u32()?;
+    let place = due.iter().position(|due| *due == id).ok_or(Violation::StatusContext { id })?;
+    due.swap_remove(place);
     let (mut position, end) = (order.offset, order.offset.saturating_add(order.length));
-    let id = wire::decode_status::<Violation>(extended, payload, &mut |extent| {
+    wire::decode_status::<Violation>(extended, payload, &mut |extent| {
         if extent.length == 0 {
             return Err(Violation::StatusZeroLength);
         }
@@ -197,15 +203,11 @@ fn collect(order: Order, status: &mut StatusBody, extended: bool, payload: &[u8]
             return Err(Violation::StatusBeyond { offset: order.offset, length: order.length });
         }
         let length = extent.length.min(end - position);
-        if is_wanted {
+        if id == *wanted {
             extents.push(Status { offset: position, length, flags: extent.flags });
         }
         position += length;
         Ok(())
     })?;
-    if seen.contains(&id) {
-        return Err(Violation::ContextTwice { id });
-    }
-    seen.push(id);
     Ok(())
 }

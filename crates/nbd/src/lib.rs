@@ -30,3 +30,6 @@ pub use list::list_contexts;
 pub use pool::BufferPool;
 pub use read::Request;
 pub use status::Status;
+
+#[cfg(test)]
+mod connection_tests;

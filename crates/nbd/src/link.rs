@@ -51,7 +51,7 @@ impl Link {
 
     pub(crate) fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<()> {
         self.timeout = timeout.filter(|t| !t.is_zero());
-        self.socket().set_timeout(self.timeout).map_err(|e| self.io("setting the time limit", e))
+        self.socket().set_timeout(self.timeout).map_err(|e| self.io("the set-up of time limits", e))
     }
 
     /// Bytes have arrived that no poll of the socket would tell of.
@@ -67,8 +67,8 @@ impl Link {
     /// against a limit of its own.
     pub(crate) fn read_claimed(&mut self, length: u64, buffer: &mut Vec<u8>, doing: &'static str) -> Result<()> {
         buffer.clear();
-        let mut missing =
-            usize::try_from(length).map_err(|_| self.protocol(Violation::TooLong { what: doing, length, limit: u64::from(u32::MAX) }))?;
+        let mut missing = usize::try_from(length)
+            .map_err(|_| self.protocol(Violation::TooLong { what: "payload", length, limit: u64::from(u32::MAX) }))?;
         while missing > 0 {
             let (start, step) = (buffer.len(), missing.min(STEP));
             buffer.resize(start + step, 0);

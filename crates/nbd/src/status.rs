@@ -65,7 +65,8 @@ impl Client {
         let ask_max = if self.info().extended_headers { ASK_MAX_EXTENDED } else { ASK_MAX_COMPACT };
         let order = Order { command: Command::BlockStatus, offset, length: length.min(ask_max), tag: 0 };
         let payload = if self.info().can_select_contexts { selection(order.length, id) } else { Vec::new() };
-        let body = StatusBody { wanted: id, seen: Vec::new(), extents: Vec::new() };
+        let due = if payload.is_empty() { self.first().contexts.iter().map(|c| c.id).collect() } else { vec![id] };
+        let body = StatusBody { wanted: id, due, extents: Vec::new() };
         self.first().submit(order, &payload, Body::Status(body))?;
         match self.complete_first()?.outcome {
             Ok(Body::Status(body)) => Ok(body.extents),

@@ -98,3 +98,6 @@ pub mod chunk_kind {
     /// The flag (not kind) of a reply's last chunk.
     pub const FLAG_DONE: u16 = 1 << 0;
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,7 +53,7 @@ pub enum Violation {
     Fragmented,
     #[error("a reply that ended before all of the {length} bytes at offset {offset} were sent")]
     Incomplete { offset: u64, length: u64 },
-    #[error("block status for context {id}, which was not negotiated or not asked for")]
+    #[error("block status for context {id}, which was not asked for or has been told")]
     StatusContext { id: u32 },
     #[error("block status without any extent")]
     StatusEmpty,
