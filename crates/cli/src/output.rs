@@ -20,7 +20,9 @@ enum OutputError {
 pub fn text(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(FailureClass::Failed, OutputError::Write(source))),
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(FailureClass::Failed, OutputError::Write(source)))
+        }
         _ => Ok(()),
     }
 }

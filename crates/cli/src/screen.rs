@@ -80,7 +80,12 @@ impl Monitor for Screen {
         match &self.mode {
             Mode::Quiet => {}
             Mode::Lines(lines) => {
-                let text = lines.lock().unwrap_or_else(PoisonError::into_inner).entry(subject.to_owned()).or_insert_with(Line::new).due(subject, done, total);
+                let text = lines
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .entry(subject.to_owned())
+                    .or_insert_with(Line::new)
+                    .due(subject, done, total);
                 if let Some(text) = text {
                     self.line(&text);
                 }
@@ -143,12 +148,15 @@ fn progress_line(subject: &str, done: u64, total: u64, elapsed: Duration) -> Str
     let percent = u128::from(done) * 100 / u128::from(total.max(1));
     let millis = elapsed.as_millis().max(1);
     let rate = u64::try_from(u128::from(done) * 1000 / millis).unwrap_or(u64::MAX);
-    let left = total.saturating_sub(done).checked_div(rate).map_or_else(|| "?".to_owned(), |seconds| text::span(Duration::from_secs(seconds)));
+    let left =
+        total.saturating_sub(done).checked_div(rate).map_or_else(|| "?".to_owned(), |seconds| text::span(Duration::from_secs(seconds)));
     format!("{subject}: {percent} % ({} of {}, {}/s, {left} left)", text::size(done), text::size(total), text::size(rate))
 }
 
 fn new_bar(bars: &MultiProgress, subject: &str, total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:12} [{bar:30}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left");
+    let style = ProgressStyle::with_template(
+        "{prefix:12} [{bar:30}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left",
+    );
     let bar = bars.add(ProgressBar::new(total)).with_prefix(subject.to_owned());
     if let Ok(style) = style {
         bar.set_style(style.progress_chars("=> "));

@@ -6,6 +6,6 @@ use comfy_table::{ContentArrangement, Table, presets};
 pub fn plain(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header.iter().copied());
-    rows.for_each(|row| drop(table.add_row(row)));
+    table.add_rows(rows);
     table.lines().map(|line| format!("{}\n", line.trim())).collect()
 }

@@ -109,7 +109,9 @@ impl Run<'_> {
     /// Never before the newest backup: a clock that was set back must not change the order of the sequence.
     fn time_of_backup(&self) -> Timestamp {
         let now = (self.world.now)();
-        let Some(newest) = self.outlook.sequence.last().map(|backup| backup.manifest.time).filter(|newest| *newest >= now) else { return now };
+        let Some(newest) = self.outlook.sequence.last().map(|backup| backup.manifest.time).filter(|newest| *newest >= now) else {
+            return now;
+        };
         self.monitor.note(&format!("the clock says {now}, but the newest backup is of {newest}; this one is dated just after it"));
         newest.checked_add(jiff::Span::new().milliseconds(1)).unwrap_or(newest)
     }
@@ -155,8 +157,12 @@ impl Run<'_> {
     ) -> Manifest {
         let facts = &self.outlook.facts;
         let planned = &self.outlook.plan;
-        let disks: Vec<ManifestDisk> =
-            planned.disks.iter().zip(captured).filter_map(|(disk, captured)| self.manifest_disk(disk, captured, checkpoint.is_some())).collect();
+        let disks: Vec<ManifestDisk> = planned
+            .disks
+            .iter()
+            .zip(captured)
+            .filter_map(|(disk, captured)| self.manifest_disk(disk, captured, checkpoint.is_some()))
+            .collect();
         let turned = planned.disks.iter().zip(&disks).find(|(planned, done)| planned.kind != done.kind);
         Manifest {
             version: MANIFEST_VERSION,

@@ -51,7 +51,11 @@ pub fn capture(
     let scope = scope(disk, plan)?;
     match store(disk, plan, &scope, chunk, writer, monitor) {
         Err(failure) if scope.base.is_some() && !monitor.interrupted() && is_base_unusable(&failure) => {
-            monitor.finding(&format!("disk {}: the base cannot be read, so the whole disk is stored anew: {}", plan.name, in_one_line(&failure)));
+            monitor.finding(&format!(
+                "disk {}: the base cannot be read, so the whole disk is stored anew: {}",
+                plan.name,
+                in_one_line(&failure)
+            ));
             store(disk, plan, &whole(plan, "the last backup is damaged in the store"), chunk, writer, monitor)
         }
         result => result,

@@ -103,13 +103,7 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
 }
 
 fn human(report: &BackupReport) -> String {
-    let mut lines = format!(
-        "backup {} of {}: {} ({})\n",
-        report.backup.short(),
-        report.vm,
-        report.kind,
-        report.reason
-    );
+    let mut lines = format!("backup {} of {}: {} ({})\n", report.backup.short(), report.vm, report.kind, report.reason);
     for disk in &report.disks {
         lines.push_str(&format!(
             "  {:12} {:>10}  {:12} changed {:>10}, read {:>10}, stored {:>10}\n",

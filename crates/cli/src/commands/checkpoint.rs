@@ -83,7 +83,8 @@ fn list(context: &Context, facts: &VmFacts) -> Result<Outcome, Failure> {
 }
 
 fn on_disks<'a>(facts: &'a VmFacts, name: &'a CheckpointName) -> impl Iterator<Item = (&'a str, &'a BitmapFacts)> {
-    let bitmaps = facts.disks.iter().flat_map(|disk| disk.layers.iter().flat_map(|layer| &layer.bitmaps).map(|bitmap| (disk.name.as_str(), bitmap)));
+    let bitmaps =
+        facts.disks.iter().flat_map(|disk| disk.layers.iter().flat_map(|layer| &layer.bitmaps).map(|bitmap| (disk.name.as_str(), bitmap)));
     bitmaps.filter(move |(_, bitmap)| bitmap.name == name.as_str())
 }
 
@@ -119,7 +120,9 @@ fn delete(context: &Context, vm: &mut dyn Hypervisor, wanted: Option<&str>) -> R
     let names = match wanted.map(CheckpointName::parse).transpose().map_err(usage)? {
         None => present,
         Some(name) if present.contains(&name) => vec![name],
-        Some(name) => return Err(Failure::new(FailureClass::Usage, NoSuchCheckpoint { name }).with_hint("see 'keepmark checkpoint list VM'")),
+        Some(name) => {
+            return Err(Failure::new(FailureClass::Usage, NoSuchCheckpoint { name }).with_hint("see 'keepmark checkpoint list VM'"));
+        }
     };
     if !names.is_empty() {
         vm.remove_checkpoints(&names)?;

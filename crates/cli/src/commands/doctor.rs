@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use clap::Args;
+use keepmark_model::Failure;
 use keepmark_model::facts::{Persistence, VmFacts};
 use keepmark_model::seam::{Monitor, Store};
-use keepmark_model::Failure;
 use serde_json::json;
 
 use crate::context::Context;
@@ -75,7 +75,9 @@ pub fn run(context: &Context, arguments: &DoctorArguments) -> Result<Outcome, Fa
 
 fn show(context: &Context, check: &Check) -> Result<(), Failure> {
     if context.global.json {
-        return output::json(&json!({"event": "check", "subject": check.subject, "ok": check.problem.is_none(), "text": check.text, "help": check.problem}));
+        return output::json(
+            &json!({"event": "check", "subject": check.subject, "ok": check.problem.is_none(), "text": check.text, "help": check.problem}),
+        );
     }
     let help = check.problem.as_ref().map_or_else(String::new, |help| format!("\n         {:22} -> {help}", ""));
     let state = if check.problem.is_none() { "ok" } else { "problem" };
@@ -90,13 +92,15 @@ fn program(name: &str) -> Check {
 }
 
 fn folders(context: &Context) -> Vec<Check> {
-    let writable = |(subject, path): (&str, std::path::PathBuf)| {
-        match std::fs::create_dir_all(&path).and_then(|()| tempfile_in(&path)) {
-            Ok(()) => Check::ok(subject, path.display().to_string()),
-            Err(error) => Check::problem(subject, format!("{}: {error}", path.display()), "choose another folder in the configuration, or run as root"),
+    let writable = |(subject, path): (&str, std::path::PathBuf)| match std::fs::create_dir_all(&path).and_then(|()| tempfile_in(&path)) {
+        Ok(()) => Check::ok(subject, path.display().to_string()),
+        Err(error) => {
+            Check::problem(subject, format!("{}: {error}", path.display()), "choose another folder in the configuration, or run as root")
         }
     };
-    [("scratch folder", context.scratch_dir()), ("run folder", context.run_dir()), ("cache folder", context.cache_dir())].map(writable).into()
+    [("scratch folder", context.scratch_dir()), ("run folder", context.run_dir()), ("cache folder", context.cache_dir())]
+        .map(writable)
+        .into()
 }
 
 fn tempfile_in(folder: &std::path::Path) -> std::io::Result<()> {

@@ -33,7 +33,9 @@ pub fn run(context: &Context, arguments: &ListArguments) -> Result<Outcome, Fail
     damaged.iter().for_each(|text| context.screen.finding(text));
     let shown: Vec<&StoredBackup> = match &arguments.vm {
         None => backups.iter().collect(),
-        Some(vm) => of_vm(&backups, vm).map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list' for all"))?,
+        Some(vm) => {
+            of_vm(&backups, vm).map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list' for all"))?
+        }
     };
     if context.global.json {
         shown.iter().try_for_each(|backup| output::json(&as_json(backup)))?;

@@ -61,15 +61,23 @@ pub fn run(context: &Context, arguments: &RestoreArguments) -> Result<Outcome, F
     let store = store::open(context)?;
     let chosen = store::select(context, &store, &arguments.backup)?;
     let reader = store.open(&chosen.id)?;
-    let job = RestoreJob { to: arguments.to.clone(), format, disks, force: arguments.force };
+    let job = RestoreJob { to: arguments.to.clone(), format, disks, force: arguments.force, run_dir: context.run_dir() };
     let started = (context::world().elapsed)();
     let restored = restore(reader.as_ref(), &job, &context.screen)?;
     let took = (context::world().elapsed)().saturating_sub(started);
     if context.global.json {
-        output::json(&json!({"event": "finished", "backup": chosen.id, "vm": chosen.manifest.vm.name, "duration_ms": took.as_millis(), "disks": restored}))?;
+        output::json(
+            &json!({"event": "finished", "backup": chosen.id, "vm": chosen.manifest.vm.name, "duration_ms": took.as_millis(), "disks": restored}),
+        )?;
     } else {
         let line = |disk: &keepmark_engine::restore::RestoredDisk| {
-            format!("restored {} ({}, {} of data) to {}\n", disk.name, text::size(disk.size), text::size(disk.data_bytes), disk.path.display())
+            format!(
+                "restored {} ({}, {} of data) to {}\n",
+                disk.name,
+                text::size(disk.size),
+                text::size(disk.data_bytes),
+                disk.path.display()
+            )
         };
         output::text(&restored.iter().map(line).collect::<String>())?;
     }

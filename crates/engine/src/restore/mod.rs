@@ -50,6 +50,8 @@ pub struct RestoreJob {
     pub disks: Vec<DiskName>,
     /// Whether what is there may be overwritten.
     pub force: bool,
+    /// Folder for sockets.
+    pub run_dir: PathBuf,
 }
 
 /// One restored disk.
@@ -116,7 +118,7 @@ fn restore_disk(
     job: &RestoreJob,
     monitor: &dyn Monitor,
 ) -> Result<RestoredDisk> {
-    let target = open_target(place, disk, job.format)?;
+    let target = open_target(place, disk, job)?;
     let done = AtomicU64::new(0);
     let data = AtomicU64::new(0);
     monitor.progress(disk.name.as_str(), 0, disk.size.0);
@@ -128,12 +130,7 @@ fn restore_disk(
     })?;
     target.finish()?;
     monitor.finished(disk.name.as_str());
-    Ok(RestoredDisk {
-        name: disk.name.to_string(),
-        path: place.to_owned(),
-        size: disk.size.0,
-        data_bytes: data.into_inner(),
-    })
+    Ok(RestoredDisk { name: disk.name.to_string(), path: place.to_owned(), size: disk.size.0, data_bytes: data.into_inner() })
 }
 
 fn write_piece(target: &dyn Target, piece: Piece<'_>, data: &AtomicU64) -> Result<u64> {
@@ -148,12 +145,12 @@ fn write_piece(target: &dyn Target, piece: Piece<'_>, data: &AtomicU64) -> Resul
     }
 }
 
-fn open_target(place: &Path, disk: &ManifestDisk, format: Format) -> Result<Box<dyn Target>> {
+fn open_target(place: &Path, disk: &ManifestDisk, job: &RestoreJob) -> Result<Box<dyn Target>> {
     if device::is_block_device(place) {
         return Ok(Box::new(device::Device::open(place, disk.size)?));
     }
-    match format {
+    match job.format {
         Format::Raw => Ok(Box::new(file::RawFile::create(place, disk.size)?)),
-        Format::Qcow2 => Ok(Box::new(image::Qcow2Image::create(place, disk.size)?)),
+        Format::Qcow2 => Ok(Box::new(image::Qcow2Image::create(place, disk.size, &job.run_dir)?)),
     }
 }

@@ -1,0 +1,47 @@
+//! Opening the VM that the user means.
+
+use std::path::PathBuf;
+
+use keepmark_model::seam::Hypervisor;
+use keepmark_model::{Failure, FailureClass};
+use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions, WatchdogCommand};
+
+use crate::context::Context;
+use crate::vm::{VmArguments, VmPlace};
+
+/// Opens the VM of a subcommand's arguments.
+///
+/// # Errors
+/// When it does not answer, or another process has it.
+pub fn open(context: &Context, arguments: &VmArguments) -> Result<Box<dyn Hypervisor>, Failure> {
+    open_place(context, &arguments.vm, arguments.name.as_deref(), arguments.uuid.as_deref())
+}
+
+/// Opens a VM by its place and, where given, its name and UUID.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_place(context: &Context, place: &VmPlace, name: Option<&str>, uuid: Option<&str>) -> Result<Box<dyn Hypervisor>, Failure> {
+    let (name, uuid) = (name.map(str::to_owned), uuid.map(str::to_owned));
+    match place {
+        VmPlace::Qmp(socket) => {
+            let defaults = LiveOptions::new(socket, context.scratch_dir(), context.run_dir());
+            let options = LiveOptions { name, uuid, watchdog: Some(watchdog()?), ..defaults };
+            Ok(Box::new(Live::connect(options)?))
+        }
+        VmPlace::Images(images) => {
+            let name = name.or_else(|| stem_of_first(images));
+            let options = OfflineOptions { name, uuid, ..OfflineOptions::new(images.clone(), context.run_dir()) };
+            Ok(Box::new(Offline::open(options)?))
+        }
+    }
+}
+
+fn stem_of_first(images: &[(Option<String>, PathBuf)]) -> Option<String> {
+    images.first()?.1.file_stem()?.to_str().map(str::to_owned)
+}
+
+fn watchdog() -> Result<WatchdogCommand, Failure> {
+    let program = std::env::current_exe().map_err(|error| Failure::new(FailureClass::Failed, error))?;
+    Ok(WatchdogCommand { program, arguments: vec!["internal-watchdog".into()] })
+}
