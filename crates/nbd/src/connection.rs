@@ -117,7 +117,7 @@ impl Connection {
     }
 
     fn send_header(&mut self, header: RequestHeader, payload: &[u8]) -> Result<()> {
-        header.encode(self.mode, &mut self.outgoing).map_err(|v| self.link.protocol(v))?;
+        header.encode(self.mode, &mut self.outgoing).map_err(|v| self.link.invalid(v))?;
         if payload.is_empty() {
             return Ok(());
         }

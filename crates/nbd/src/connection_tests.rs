@@ -86,8 +86,6 @@ fn chunked() -> impl Strategy<Value = Mode> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     #[test]
     fn arbitrary_replies_end(bytes in prop::collection::vec(any::<u8>(), 0..500), mode in chunked()) {
         prop_assert!(feed(mode, &bytes).is_err());

@@ -47,6 +47,14 @@ pub enum Error {
         /// Its reason, with its message.
         reason: String,
     },
+    /// What was wanted cannot be said in the protocol: a name is too long.
+    #[error("this cannot be asked of the NBD server at {server}")]
+    Invalid {
+        /// The address.
+        server: String,
+        /// What does not fit.
+        source: Violation,
+    },
     /// The server sent what the protocol does not allow. The connection is given up.
     #[error("the NBD server at {server} broke the protocol")]
     Protocol {

@@ -60,7 +60,7 @@ pub(crate) fn list_contexts(link: &mut Link, export: &str) -> Result<Vec<String>
         let code = option_code::LIST_META_CONTEXT;
         names = ask_contexts(link, code, "NBD_OPT_LIST_META_CONTEXT", export, &[])?;
     }
-    let abort = wire::encode_option(option_code::ABORT, &[]).map_err(|v| link.protocol(v))?;
+    let abort = wire::encode_option(option_code::ABORT, &[]).map_err(|v| link.invalid(v))?;
     link.write_all(&abort, DOING)?;
     Ok(names.into_iter().map(|context| context.name).collect())
 }
@@ -114,7 +114,7 @@ fn set_contexts(link: &mut Link, export: &str, wanted: &[String]) -> Result<Vec<
 }
 
 fn ask_contexts(link: &mut Link, code: u32, name: &'static str, export: &str, queries: &[String]) -> Result<Vec<Context>> {
-    let data = wire::context_queries(export, queries).map_err(|v| link.protocol(v))?;
+    let data = wire::context_queries(export, queries).map_err(|v| link.invalid(v))?;
     let mut contexts = Vec::new();
     let answer = option(link, code, &data, &mut |kind, payload| {
         if kind != option_reply::META_CONTEXT {
@@ -134,7 +134,7 @@ fn ask_contexts(link: &mut Link, code: u32, name: &'static str, export: &str, qu
 }
 
 fn go(link: &mut Link, export: &str, mode: Mode, greeting: Greeting) -> Result<ExportInfo> {
-    let data = wire::go(export).map_err(|v| link.protocol(v))?;
+    let data = wire::go(export).map_err(|v| link.invalid(v))?;
     let (mut told, mut sizes) = (None, BlockSizes::DEFAULT);
     let answer = option(link, option_code::GO, &data, &mut |kind, payload| {
         if kind != option_reply::INFO {
@@ -160,7 +160,7 @@ fn go(link: &mut Link, export: &str, mode: Mode, greeting: Greeting) -> Result<E
 
 /// The way of servers that predate `NBD_OPT_GO`: if they do not have the export, they hang up.
 fn choose_by_name(link: &mut Link, export: &str, greeting: Greeting) -> Result<(u64, u16)> {
-    let request = wire::encode_option(option_code::EXPORT_NAME, export.as_bytes()).map_err(|v| link.protocol(v))?;
+    let request = wire::encode_option(option_code::EXPORT_NAME, export.as_bytes()).map_err(|v| link.invalid(v))?;
     link.write_all(&request, DOING)?;
     let mut bytes = [0; wire::ACK_EXPORT_NAME_LENGTH];
     link.read_exact(&mut bytes, DOING)?;
@@ -172,7 +172,7 @@ fn choose_by_name(link: &mut Link, export: &str, greeting: Greeting) -> Result<(
 
 /// Sends one option and hands every reply but the last to `each`.
 fn option(link: &mut Link, code: u32, data: &[u8], each: EachReply<'_>) -> Result<Answer> {
-    let request = wire::encode_option(code, data).map_err(|v| link.protocol(v))?;
+    let request = wire::encode_option(code, data).map_err(|v| link.invalid(v))?;
     link.write_all(&request, DOING)?;
     let (mut payload, mut bytes) = (Vec::new(), 0);
     for _ in 0..REPLIES_MAX {

@@ -100,6 +100,10 @@ impl Link {
         Error::Protocol { server: self.server(), source }
     }
 
+    pub(crate) fn invalid(&self, source: Violation) -> Error {
+        Error::Invalid { server: self.server(), source }
+    }
+
     pub(crate) fn timed_out(&self, doing: &'static str) -> Error {
         let seconds = self.timeout.unwrap_or_default().as_secs_f64();
         Error::Timeout { server: self.server(), doing, seconds }

@@ -219,6 +219,9 @@ fn nobody_there() {
     assert!(matches!(Client::connect(&nowhere, &Options::default()), Err(Error::Connect { .. })));
     let long = Address::Unix(folder().path().join("x".repeat(200)));
     assert!(matches!(Client::connect(&long, &Options::default()), Err(Error::Connect { .. })));
+    let fake = Fake::honest(Claims::default(), Peer::mute);
+    let too_long = Client::connect(&fake.address, &options(&"x".repeat(5000), &[]));
+    assert!(matches!(too_long, Err(Error::Invalid { .. })));
     let no_port = Address::Tcp("localhost".to_owned());
     assert!(matches!(Client::connect(&no_port, &Options::default()), Err(Error::Connect { .. })));
 }
