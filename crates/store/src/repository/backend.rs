@@ -104,12 +104,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Writes a small file: durable and visible when this returns.
     ///
     /// # Errors
-    /// When it cannot be written; it is then not visible, or, if only the last sync failed, perhaps.
+    /// When it cannot be written. It is then not there, unless it cannot be removed after the last sync failed.
     fn write(&self, kind: FileKind, id: &Id, content: &[u8]) -> Result<()> {
         let mut upload = self.upload()?;
         upload.append(content)?;
         upload.publish(kind, id)?;
-        self.settle(kind)
+        self.settle(kind).inspect_err(|_| drop(self.remove(kind, id)))
     }
 }
 

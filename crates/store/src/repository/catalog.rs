@@ -82,6 +82,8 @@ impl Repository {
                         Remembered { manifest }
                     }
                     Err(error) => {
+                        let of_the_snapshot = matches!(error, Error::Damaged { kind: "snapshot", .. });
+                        let error = if of_the_snapshot { error } else { Error::damaged("snapshot", id, error) };
                         problems.push((id, error));
                         continue;
                     }
@@ -108,15 +110,14 @@ impl Repository {
     }
 
     fn vm_nodes(&self, id: &Id, snapshot: &Snapshot, scratch: &mut Scratch) -> Result<Vec<Node>> {
-        let within = |error: Error| Error::damaged("snapshot", id, format!("its folder cannot be read: {error}"));
-        let root = self.load_tree(&snapshot.tree, scratch).map_err(within)?;
+        let root = self.load_tree(&snapshot.tree, scratch)?;
         let vm = root.iter().find_map(|node| node.subtree).ok_or_else(|| Error::damaged("snapshot", id, "it has no folder of a VM"))?;
-        self.load_tree(&vm, scratch).map_err(within)
+        self.load_tree(&vm, scratch)
     }
 
     fn manifest(&self, id: &Id, nodes: &[Node], scratch: &mut Scratch) -> Result<Manifest> {
         let node = nodes.iter().find(|node| node.name == MANIFEST).ok_or_else(|| Error::damaged("snapshot", id, "it has no manifest"))?;
-        let bytes = self.read_file(node, scratch).map_err(|error| Error::damaged("snapshot", id, format!("its manifest cannot be read: {error}")))?;
+        let bytes = self.read_file(node, scratch)?;
         decode_manifest(&bytes).map_err(|problem| Error::damaged("snapshot", id, format!("its manifest {problem}")))
     }
 

@@ -40,6 +40,16 @@ impl Place {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
+    /// A place with the same repository and cache, to be changed apart from this one.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        for name in ["repository", "cache"] {
+            let status = Command::new("cp").arg("-a").arg(self.folder.path().join(name)).arg(copy.folder.path()).status().unwrap();
+            assert!(status.success());
+        }
+        copy
+    }
+
     pub fn repository(&self) -> PathBuf {
         self.folder.path().join("repository")
     }
