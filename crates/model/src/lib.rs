@@ -4,6 +4,7 @@
 //! store remembers), [`trust`] (which bitmap may be believed), [`plan`] (what a backup will do), [`select`] (which backup a text means), [`seam`] (what drivers and
 //! stores must offer so that the plan can be carried out).
 
+pub mod audit;
 pub mod extents;
 pub mod facts;
 pub mod failure;

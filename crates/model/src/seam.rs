@@ -291,6 +291,18 @@ pub trait BackupReader: Send + Sync {
     /// When there is none of that name or it is damaged.
     fn file(&self, name: &str) -> Result<Vec<u8>>;
 
+    /// Which parts of `within` hold something else than zeros in this backup, in whole chunks.
+    ///
+    /// # Errors
+    /// When the disk's tables are damaged.
+    fn data(&self, disk: &DiskName, within: &Extents) -> Result<Extents>;
+
+    /// Whether a chunk of this backup consists of exactly these bytes, by its hash.
+    ///
+    /// # Errors
+    /// When the disk's tables are damaged.
+    fn is_same(&self, disk: &DiskName, chunk: ChunkIndex, bytes: &[u8]) -> Result<bool>;
+
     /// Reads a disk, or the given ranges of it rounded to chunks, several chunks at a time: every byte is verified by its hash and given to `sink` once, from several threads, in any order.
     ///
     /// # Errors

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use keepmark_model::manifest::Manifest;
 use keepmark_model::seam::{self, Piece};
-use keepmark_model::{BackupId, DiskName, Extent, Extents};
+use keepmark_model::{BackupId, ChunkIndex, DiskName, Extent, Extents};
 
 use crate::error::{Error, Result};
 use crate::repository::Repository;
 use crate::repository::catalog::LoadedBackup;
 use crate::repository::core::Scratch;
 use crate::repository::disk_table::{StoredDisk, Trees, ZeroNames};
-use crate::repository::id::{BlobKind, ChunkId, Id, TreeId};
+use crate::repository::id::{BlobKind, ChunkId, Id, TreeId, chunk_id};
 use crate::repository::layout::{DIR_CHUNKS, GROUP_CHUNKS, Layout};
 use crate::repository::lock::Lease;
 use crate::repository::tree::Node;
@@ -85,6 +85,34 @@ impl BackupReader<'_> {
             next = next.max(end);
         }
         Ok(disk.layout)
+    }
+
+    /// The chunks within a range that are not zero.
+    fn data_within(&self, disk: &str, within: &Extents) -> Result<Extents> {
+        let layout = self.backup.disk(disk)?.layout;
+        let mut data = Extents::new();
+        self.walk(disk, Some(within), &mut |part| {
+            if let Part::Chunk(chunk, _) = part {
+                data.push(Extent::at(chunk.saturating_mul(layout.chunk), layout.bytes(&(chunk..chunk.saturating_add(1)))));
+            }
+            Ok(())
+        })?;
+        Ok(data)
+    }
+
+    /// Whether a chunk has exactly these bytes.
+    fn holds(&self, disk: &str, chunk: ChunkIndex, bytes: &[u8]) -> Result<bool> {
+        let layout = self.backup.disk(disk)?.layout;
+        let place = Extents::from_iter([Extent::at(chunk.0.saturating_mul(layout.chunk), bytes.len() as u64)]);
+        let mut same = false;
+        self.walk(disk, Some(&place), &mut |part| {
+            same = match part {
+                Part::Chunk(_, id) => chunk_id(bytes) == id,
+                Part::Zero(_) => bytes.iter().all(|byte| *byte == 0),
+            };
+            Ok(())
+        })?;
+        Ok(same)
     }
 
     fn read_parts(&self, disk: &str, within: Option<&Extents>, sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync)) -> Result<()> {
@@ -244,6 +272,14 @@ impl seam::BackupReader for BackupReader<'_> {
 
     fn file(&self, name: &str) -> seam::Result<Vec<u8>> {
         Ok(self.read_file(name)?)
+    }
+
+    fn data(&self, disk: &DiskName, within: &Extents) -> seam::Result<Extents> {
+        Ok(self.data_within(disk.as_str(), within)?)
+    }
+
+    fn is_same(&self, disk: &DiskName, chunk: ChunkIndex, bytes: &[u8]) -> seam::Result<bool> {
+        Ok(self.holds(disk.as_str(), chunk, bytes)?)
     }
 
     fn read_disk(&self, disk: &DiskName, within: Option<&Extents>, sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync)) -> seam::Result<()> {

@@ -1,0 +1,224 @@
+//! Audit: what of the blocks that the bitmaps call clean is looked at again, and what that proves.
+//!
+//! Two checks cost next to nothing beside an incremental. *Allocation*: a clean chunk that is a hole now and held data in the base
+//! is a contradiction at once; one whose holes and data lie otherwise than the base's may be one, and is read. *Sample*: clean
+//! chunks chosen at random are read and compared with the base by hash. Both have bounds that do not grow with the disk.
+
+use serde::{Deserialize, Serialize};
+
+use crate::extents::{ChunkIndex, ChunkSize, Extent, Extents, Size};
+
+/// How much of a disk the allocation check covers in one backup; a larger disk takes turns.
+pub const WINDOW_BYTES: u64 = 16 << 30;
+/// Fewest chunks that the default sample reads.
+pub const SAMPLE_CHUNKS_MIN: u64 = 4;
+/// The default sample reads at most this share of what the incremental reads, in percent.
+pub const SAMPLE_PERCENT: u64 = 4;
+
+/// How much the user wants audited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditWish {
+    /// So little that it costs under 5 % of the incremental.
+    Default,
+    /// Neither sample nor allocation check.
+    Off,
+    /// So many chunks of each disk.
+    Chunks(u64),
+    /// This share of the clean data of each disk, in percent.
+    Percent(u8),
+}
+
+/// What was audited of a disk, as the manifest keeps it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// The part of the disk whose allocation was compared with the base's.
+    pub allocation_checked: Extent,
+    /// Bytes called clean in the whole disk that hold data in the base, as far as that was looked at.
+    pub clean_bytes: u64,
+    /// Bytes of the random sample.
+    pub sampled_bytes: u64,
+    /// With 95 % confidence at most this share of the clean data has changed unnoticed, in percent; 100 when nothing was sampled.
+    pub undetected_percent_max: f64,
+}
+
+/// What the allocation of clean chunks says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Suspicion {
+    /// Clean chunks that are holes now and held data in the base: the bitmap lied.
+    pub contradictions: Extents,
+    /// Clean chunks whose allocation fits the base only if their content is right: to be read and compared.
+    pub to_compare: Extents,
+}
+
+/// The part of a disk whose turn it is, after the part that the last backup checked.
+#[must_use]
+pub fn window(size: Size, last: Option<Extent>) -> Extent {
+    let start = last.map_or(0, |extent| extent.end);
+    let start = if start >= size.0 { 0 } else { start };
+    Extent::new(start, start.saturating_add(WINDOW_BYTES).min(size.0))
+}
+
+/// Compares allocation now with the base's within a window.
+///
+/// `changed` and `data_then` are whole chunks; `data_now` is as fine as the hypervisor says.
+#[must_use]
+pub fn suspicion(window: Extent, changed: &Extents, data_now: &Extents, data_then: &Extents, chunk: ChunkSize, size: Size) -> Suspicion {
+    let clean = Extents::from_iter([window]).round_out(chunk, size).difference(changed);
+    let holes = clean.difference(data_now).round_out(chunk, size).intersection(&clean);
+    let holding = data_now.round_out(chunk, size).intersection(&clean);
+    let contradictions = clean.difference(&holding).intersection(data_then);
+    let appeared = holding.difference(data_then);
+    let mixed = holding.intersection(&holes).intersection(data_then);
+    Suspicion { contradictions, to_compare: appeared.union(&mixed) }
+}
+
+/// How many clean chunks the sample reads, for an incremental that reads `changed` chunks and leaves `clean` ones with data.
+#[must_use]
+pub fn sample_count(wish: AuditWish, changed: u64, clean: u64) -> u64 {
+    match wish {
+        AuditWish::Off => 0,
+        AuditWish::Chunks(count) => count.min(clean),
+        AuditWish::Percent(percent) => clean.saturating_mul(u64::from(percent.min(100))).div_ceil(100),
+        AuditWish::Default => (changed.saturating_mul(SAMPLE_PERCENT) / 100).max(SAMPLE_CHUNKS_MIN).min(clean),
+    }
+}
+
+/// `count` different chunks of a set of whole chunks, chosen evenly by `seed`, in order of the disk.
+#[must_use]
+pub fn sample(within: &Extents, chunk: ChunkSize, count: u64, seed: u64) -> Vec<ChunkIndex> {
+    let total: u64 = within.iter().map(|extent| chunk.count(Size(extent.len()))).sum();
+    let mut ordinals = distinct_below(total, count.min(total), seed).into_iter().peekable();
+    let mut chosen = Vec::new();
+    let mut passed = 0;
+    for extent in within.iter() {
+        let first = chunk.index(extent.start).0;
+        let here = chunk.count(Size(extent.len()));
+        while let Some(ordinal) = ordinals.next_if(|ordinal| *ordinal < passed + here) {
+            chosen.push(ChunkIndex(first + ordinal - passed));
+        }
+        passed += here;
+    }
+    chosen
+}
+
+/// Floyd's way to `count` different numbers below `total`, sorted.
+fn distinct_below(total: u64, count: u64, seed: u64) -> std::collections::BTreeSet<u64> {
+    let mut chosen = std::collections::BTreeSet::new();
+    let mut state = seed;
+    for upper in total - count..total {
+        let candidate = next_random(&mut state) % (upper + 1);
+        if !chosen.insert(candidate) {
+            chosen.insert(upper);
+        }
+    }
+    chosen
+}
+
+/// SplitMix64: good enough to choose a sample, and the same everywhere.
+fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// The largest share of clean chunks, in percent, that may be wrong if none of `sampled` even draws was, at 95 % confidence.
+#[must_use]
+pub fn undetected_percent_max(sampled: u64, clean: u64) -> f64 {
+    if clean == 0 || sampled >= clean {
+        return 0.0;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 53 bits")]
+    let draws = sampled as f64;
+    if sampled == 0 { 100.0 } else { (1.0 - 0.05_f64.powf(1.0 / draws)) * 100.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CHUNK: u64 = 4096;
+
+    fn chunk() -> ChunkSize {
+        ChunkSize::try_from(4096).unwrap()
+    }
+
+    fn chunks(list: &[(u64, u64)]) -> Extents {
+        list.iter().map(|&(start, end)| Extent::new(start * CHUNK, end * CHUNK)).collect()
+    }
+
+    #[test]
+    fn the_window_takes_turns_and_wraps() {
+        let size = Size(WINDOW_BYTES * 2 + 5);
+        let first = window(size, None);
+        let second = window(size, Some(first));
+        let third = window(size, Some(second));
+        assert_eq!((first.start, second.start, third), (0, WINDOW_BYTES, Extent::new(2 * WINDOW_BYTES, size.0)));
+        assert_eq!(window(size, Some(third)), first);
+        assert_eq!(window(Size(100), Some(Extent::new(0, 100))), Extent::new(0, 100));
+        assert_eq!(window(Size(50), Some(Extent::new(0, 100))), Extent::new(0, 50));
+    }
+
+    #[test]
+    fn each_pair_of_then_and_now_has_its_answer() {
+        // chunk 0 data/data, 1 data then and hole now, 2 hole then and data now, 3 changed, 4 hole/hole, 5 half a hole now
+        let size = Size(6 * CHUNK);
+        let then = chunks(&[(0, 2), (3, 4), (5, 6)]);
+        let mut now = chunks(&[(0, 1), (2, 3)]);
+        now.push(Extent::new(5 * CHUNK, 5 * CHUNK + 512));
+        let found = suspicion(Extent::new(0, size.0), &chunks(&[(3, 4)]), &now, &then, chunk(), size);
+        assert_eq!(found, Suspicion { contradictions: chunks(&[(1, 2)]), to_compare: chunks(&[(2, 3), (5, 6)]) });
+    }
+
+    #[test]
+    fn what_agrees_or_is_outside_the_window_is_not_suspect() {
+        let size = Size(8 * CHUNK);
+        let same = chunks(&[(1, 3), (6, 8)]);
+        assert_eq!(suspicion(Extent::new(0, size.0), &Extents::new(), &same, &same, chunk(), size), Suspicion::default());
+        let outside = suspicion(Extent::new(0, 4 * CHUNK), &Extents::new(), &chunks(&[(1, 3)]), &same, chunk(), size);
+        assert_eq!(outside, Suspicion::default());
+    }
+
+    #[test]
+    fn the_default_sample_is_small_and_never_more_than_there_is() {
+        for (wish, changed, clean, expected) in [
+            (AuditWish::Default, 0, 1000, 4),
+            (AuditWish::Default, 1000, 10_000, 40),
+            (AuditWish::Default, 1000, 3, 3),
+            (AuditWish::Off, 1000, 1000, 0),
+            (AuditWish::Chunks(7), 0, 5, 5),
+            (AuditWish::Percent(10), 0, 1001, 101),
+            (AuditWish::Percent(200), 0, 10, 10),
+        ] {
+            assert_eq!(sample_count(wish, changed, clean), expected, "{wish:?} {changed} {clean}");
+        }
+    }
+
+    #[test]
+    fn the_bound_follows_from_the_sample() {
+        assert!((undetected_percent_max(0, 10) - 100.0).abs() < f64::EPSILON);
+        assert!((undetected_percent_max(59, 10_000) - 4.95).abs() < 0.01);
+        assert!(undetected_percent_max(10, 10).abs() < f64::EPSILON);
+    }
+
+    proptest! {
+        #[test]
+        fn a_sample_has_different_chunks_of_the_set_in_order(pairs in proptest::collection::vec((0..500_u64, 1..20_u64), 1..8), count in 0..60_u64, seed: u64) {
+            let set: Extents = pairs.into_iter().map(|(start, len)| Extent::at(start * CHUNK, len * CHUNK)).collect();
+            let all: Vec<ChunkIndex> = set.chunks(chunk()).collect();
+            let chosen = sample(&set, chunk(), count, seed);
+            prop_assert_eq!(chosen.len() as u64, count.min(all.len() as u64));
+            prop_assert!(chosen.windows(2).all(|pair| pair[0] < pair[1]));
+            prop_assert!(chosen.iter().all(|index| all.contains(index)));
+        }
+
+        #[test]
+        fn every_chunk_can_be_chosen(seed in 0..200_u64) {
+            let set = chunks(&[(0, 3)]);
+            let chosen: std::collections::BTreeSet<u64> = (0..40).flat_map(|n| sample(&set, chunk(), 1, seed * 40 + n)).map(|index| index.0).collect();
+            prop_assert_eq!(chosen.len(), 3);
+        }
+    }
+}
