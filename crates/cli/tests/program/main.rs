@@ -1,0 +1,6 @@
+//! End-to-end tests of the built program: real QEMU, real images, stock restic; one file per theme.
+//!
+//! `lab` has what all share. Read `round_trip` first: it is the main job from beginning to end.
+
+mod lab;
+mod round_trip;
