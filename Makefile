@@ -10,6 +10,9 @@ CARGO ?= cargo
 # Tests find the guest's kernel and the built program through these.
 export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
 
+# Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
+.NOTPARALLEL:
+
 .PHONY: help deps bench-deps build lint test demo bench fuzz clean
 
 help: ## this list

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use keepmark_testkit::OrFail;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 fn read(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    std::fs::read_to_string(path).or_fail(path.display())
 }
 
 fn sources_below(folder: &Path) -> Vec<PathBuf> {
@@ -16,7 +18,7 @@ fn sources_below(folder: &Path) -> Vec<PathBuf> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         let Ok(entries) = std::fs::read_dir(&folder) else { continue };
-        for path in entries.map(|entry| entry.unwrap().path()) {
+        for path in entries.map(|entry| entry.or_fail("listing sources").path()) {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -42,13 +44,23 @@ const DIRECTIONS: [(&str, &[&str]); 7] = [
 fn own_dependencies(krate: &str) -> BTreeSet<String> {
     let manifest = read(&root().join("crates").join(krate).join("Cargo.toml"));
     let shipped = manifest.split("[dev-dependencies]").next().unwrap_or_default();
-    shipped.lines().filter_map(|line| line.strip_prefix("keepmark-")).filter_map(|line| line.split(['.', ' ', '=']).next()).map(str::to_owned).collect()
+    shipped
+        .lines()
+        .filter_map(|line| line.strip_prefix("keepmark-"))
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
 fn crates_depend_on_each_other_only_in_the_designed_direction() {
-    let crates: BTreeSet<String> = std::fs::read_dir(root().join("crates")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    assert_eq!(crates, DIRECTIONS.iter().map(|(name, _)| (*name).to_owned()).collect(), "a new crate needs its direction here and in ARCHITECTURE.md");
+    let crates: BTreeSet<String> =
+        std::fs::read_dir(root().join("crates")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(
+        crates,
+        DIRECTIONS.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        "a new crate needs its direction here and in ARCHITECTURE.md"
+    );
     for (krate, allowed) in DIRECTIONS {
         let surplus: Vec<String> = own_dependencies(krate).into_iter().filter(|name| !allowed.contains(&name.as_str())).collect();
         assert!(surplus.is_empty(), "crate {krate} may not use {surplus:?}");
@@ -66,7 +78,18 @@ fn every_source_file_opens_with_its_purpose() {
 
 #[test]
 fn the_model_has_no_effects() {
-    let forbidden = ["std::fs", "std::net", "std::process", "std::env", "std::thread", "SystemTime", "Instant::now", "Timestamp::now", "rand::", "println!"];
+    let forbidden = [
+        "std::fs",
+        "std::net",
+        "std::process",
+        "std::env",
+        "std::thread",
+        "SystemTime",
+        "Instant::now",
+        "Timestamp::now",
+        "rand::",
+        "println!",
+    ];
     for path in sources_below(&root().join("crates/model/src")) {
         let text = read(&path);
         let found: Vec<&str> = forbidden.iter().filter(|word| text.contains(**word)).copied().collect();
@@ -123,7 +146,12 @@ fn the_documented_manifest_is_the_written_one() {
 #[test]
 fn links_between_documents_lead_somewhere() {
     let mut documents = vec![root().join("README.md"), root().join("ARCHITECTURE.md"), root().join("CHANGELOG.md")];
-    documents.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "md")));
+    documents.extend(
+        std::fs::read_dir(root().join("docs"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == "md")),
+    );
     for document in documents {
         for link in read(&document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let target = link.split('#').next().unwrap_or_default();
