@@ -189,7 +189,12 @@ mod tests {
 
     #[test]
     fn the_socket_is_found_in_what_qemu_calls_the_chardev() {
-        for name in ["unix:/run/a b.sock,server=on", "disconnected:unix:/run/a b.sock,server=on", "unix:/run/a b.sock,server=on <-> x", "unix:/run/a b.sock"] {
+        for name in [
+            "unix:/run/a b.sock,server=on",
+            "disconnected:unix:/run/a b.sock,server=on",
+            "unix:/run/a b.sock,server=on <-> x",
+            "unix:/run/a b.sock",
+        ] {
             assert_eq!(socket_path(name), Some(PathBuf::from("/run/a b.sock")), "{name}");
         }
         assert_eq!(socket_path("pty:/dev/pts/1"), None);
@@ -205,8 +210,8 @@ mod tests {
         let thread = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut seen = Vec::new();
-            let mut lines = io::BufRead::split(io::BufReader::new(stream.try_clone().unwrap()), b'\n').map_while(std::result::Result::ok);
-            while let Some(line) = lines.next() {
+            let lines = io::BufRead::split(io::BufReader::new(stream.try_clone().unwrap()), b'\n').map_while(std::result::Result::ok);
+            for line in lines {
                 let text: String = String::from_utf8_lossy(&line).replace('\u{fffd}', "");
                 let command: Value = serde_json::from_str(&text).unwrap();
                 seen.push(command["execute"].as_str().unwrap().to_owned());

@@ -125,7 +125,11 @@ impl FrozenDisk for NbdDisk {
         }
     }
 
-    fn read(&mut self, ranges: &mut dyn Iterator<Item = Extent>, sink: &mut dyn FnMut(Extent, Vec<u8>) -> seam::Result<()>) -> seam::Result<()> {
+    fn read(
+        &mut self,
+        ranges: &mut dyn Iterator<Item = Extent>,
+        sink: &mut dyn FnMut(Extent, Vec<u8>) -> seam::Result<()>,
+    ) -> seam::Result<()> {
         let mut requests = ranges.flat_map(pieces);
         let (pool, scratch, checked) = (self.pool.clone(), self.opening.scratch.clone(), &mut self.space_checked);
         let mut take = |request: Request, bytes: Vec<u8>| {

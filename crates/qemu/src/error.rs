@@ -237,23 +237,44 @@ impl Error {
             Self::Connect { .. } | Self::Mute { .. } | Self::Gone { .. } | Self::Rubbish { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::ImageInUse { .. } | Self::ServerTaken { .. } => FailureClass::Locked,
             Self::UnknownDisk { .. } | Self::Usage { .. } => FailureClass::Usage,
-            _ => FailureClass::Failed,
+            Self::Refused { .. }
+            | Self::Reply { .. }
+            | Self::Unsupported { .. }
+            | Self::NoBitmap { .. }
+            | Self::NoDelta { .. }
+            | Self::Image { .. }
+            | Self::Program { .. }
+            | Self::Spawn { .. }
+            | Self::Agent { .. }
+            | Self::File { .. }
+            | Self::Job { .. }
+            | Self::NotResumed { .. }
+            | Self::LeftBehind { .. }
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Daemon { .. } => FailureClass::Failed,
         }
     }
 
-    fn hint(&self) -> Option<String> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most failures say all there is to say")]
+    fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Connect { .. } => "is the VM running, and is it started with `-qmp unix:SOCKET,server=on,wait=off`?".into(),
-            Self::Mute { .. } => "QEMU serves one client per monitor: another program (libvirt, a shell, another backup) may be connected to this \
+            Self::Connect { .. } => "is the VM running, and is it started with `-qmp unix:SOCKET,server=on,wait=off`?",
+            Self::Mute { .. } => {
+                "QEMU serves one client per monitor: another program (libvirt, a shell, another backup) may be connected to this \
                  socket; give keepmark a monitor of its own with a second `-qmp unix:SOCKET,server=on,wait=off`"
-                .into(),
-            Self::Rubbish { .. } => "the socket must be a QMP monitor (`-qmp`), not a human monitor, console or guest agent".into(),
-            Self::Busy { .. } => "wait for it to end".into(),
-            Self::ImageInUse { .. } => "back the VM up while it runs with `qmp:SOCKET`, or stop the process first".into(),
-            Self::ServerTaken { .. } => "end the other backup or export, or `nbd-server-stop` if nobody needs it".into(),
-            Self::NotResumed { .. } => "resume it with `cont` in its monitor".into(),
-            Self::LeftBehind { .. } => "the next run of keepmark on this VM removes it".into(),
-            Self::Spawn { program, .. } if program.starts_with("qemu-") => "install qemu-utils".into(),
+            }
+            Self::Rubbish { .. } => "the socket must be a QMP monitor (`-qmp`), not a human monitor, console or guest agent",
+            Self::Busy { .. } => "wait for it to end",
+            Self::ImageInUse { .. } => "back the VM up while it runs with `qmp:SOCKET`, or stop the process first",
+            Self::ServerTaken { .. } => "end the other backup or export, or `nbd-server-stop` if nobody needs it",
+            Self::NotResumed { .. } => "resume it with `cont` in its monitor",
+            Self::LeftBehind { .. } => "the next run of keepmark on this VM removes it",
+            Self::Read { .. } => {
+                "when the scratch folder is full or too slow, the frozen moment is given up in the guest's favour: \
+                 give it more space or a faster place, and run the backup again"
+            }
+            Self::Spawn { program, .. } if program.starts_with("qemu-") => "install qemu-utils",
             _ => return None,
         })
     }

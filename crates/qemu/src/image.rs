@@ -48,7 +48,9 @@ impl ImageWriter {
         let socket = daemon.workspace.path().join("nbd");
         let address = json!({ "type": "unix", "data": { "path": crate::error::text(&socket)? } });
         daemon.qmp.run("nbd-server-start", json!({ "addr": address }))?;
-        daemon.qmp.run("block-export-add", json!({ "type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": true }))?;
+        daemon
+            .qmp
+            .run("block-export-add", json!({ "type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": true }))?;
         Ok(Self { daemon, path, socket })
     }
 

@@ -46,7 +46,8 @@ impl Leftovers {
 /// Finds them. Pure.
 pub(crate) fn find(survey: &Survey) -> Leftovers {
     let ours: Vec<_> = survey.nodes.iter().filter(|node| is_ours(&node.node_name)).collect();
-    let of = |wanted: &dyn Fn(&str) -> bool| ours.iter().filter(|node| wanted(&node.drv)).map(|node| node.node_name.clone()).collect::<Vec<_>>();
+    let of =
+        |wanted: &dyn Fn(&str) -> bool| ours.iter().filter(|node| wanted(&node.drv)).map(|node| node.node_name.clone()).collect::<Vec<_>>();
     let is_other = |driver: &str| ![READER, FILTER].contains(&driver);
     let bitmaps = survey.nodes.iter().flat_map(|node| {
         let names = node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.clone());
@@ -61,7 +62,8 @@ pub(crate) fn find(survey: &Survey) -> Leftovers {
 }
 
 fn filtered(survey: &Survey) -> Vec<(String, String)> {
-    let below = |filter: &str| survey.edges.iter().find(|(parent, _, role)| parent == filter && role == "file").map(|(_, child, _)| child.clone());
+    let below =
+        |filter: &str| survey.edges.iter().find(|(parent, _, role)| parent == filter && role == "file").map(|(_, child, _)| child.clone());
     let on_ours = survey.devices.iter().filter(|(_, root)| is_ours(root));
     on_ours.filter_map(|(device, root)| Some((device.clone(), below(root)?))).collect()
 }

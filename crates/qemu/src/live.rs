@@ -1,6 +1,7 @@
 //! A running VM, by its QMP monitor.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keepmark_model::facts::{Power, VmFacts};
@@ -68,7 +69,7 @@ pub struct Live {
     options: LiveOptions,
     identity: VmIdentity,
     capabilities: Capabilities,
-    _lock: VmLock,
+    _locks: Vec<VmLock>,
 }
 
 impl Live {
@@ -79,7 +80,7 @@ impl Live {
     pub fn connect(options: LiveOptions) -> Result<Self> {
         let connect = |source| Error::Connect { peer: options.socket.display().to_string(), source };
         std::fs::metadata(&options.socket).map_err(connect)?;
-        let lock = VmLock::take(&options.run_dir, &options.socket)?;
+        let mut locks = vec![VmLock::take(&options.run_dir, &options.socket)?];
         let mut qmp = Qmp::connect(&options.socket, options.command_timeout)?;
         let schema: Vec<Value> = qmp.execute("query-qmp-schema", Value::Null)?;
         let capabilities = Capabilities::read(&schema);
@@ -89,7 +90,8 @@ impl Live {
         }
         let identity = identify(&mut qmp, &options)?;
         let peer = qmp.peer()?;
-        Ok(Self { qmp, peer, options, identity, capabilities, _lock: lock })
+        locks.extend(lock_images(&mut qmp, &options)?);
+        Ok(Self { qmp, peer, options, identity, capabilities, _locks: locks })
     }
 
     fn uses_filters(&self) -> bool {
@@ -105,7 +107,8 @@ impl Live {
         let (fixed, nodes) = self.fix(&targets, request, &names, undo)?;
         let socket = workspace.path().join("nbd");
         export::start_server(&mut self.qmp, &socket, undo)?;
-        let mut openings = export::add_exports(&mut self.qmp, &targets, &nodes, &names, &socket, undo)?;
+        let search = if self.uses_filters() { export::Search::Node } else { export::Search::Chain };
+        let mut openings = export::add_exports(&mut self.qmp, &targets, &nodes, &names, search, &socket, undo)?;
         if !self.uses_filters() {
             openings.iter_mut().for_each(|opening| opening.scratch = Some(self.options.scratch_dir.clone()));
         }
@@ -161,6 +164,14 @@ impl Live {
             agent: agent::find(&mut self.qmp)?.is_some(),
         })
     }
+}
+
+// A VM may have several monitors; its images are the same through all of them.
+fn lock_images(qmp: &mut Qmp, options: &LiveOptions) -> Result<Vec<VmLock>> {
+    let disks = disks::look(qmp)?.disks;
+    let images = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.is_absolute() && image.exists());
+    let images: BTreeSet<&Path> = images.collect();
+    images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect()
 }
 
 struct Made {

@@ -150,7 +150,8 @@ impl Outstanding {
 /// When the arguments make no sense, or the guest could not be given its life back.
 pub fn run(arguments: &[OsString], input: impl Read + Send + 'static, ready: &mut dyn Write) -> Result<()> {
     let [socket, parent] = arguments else { return Err(usage(arguments)) };
-    let parent = parent.to_str().and_then(|text| text.parse().ok()).and_then(rustix::process::Pid::from_raw).ok_or_else(|| usage(arguments))?;
+    let parent =
+        parent.to_str().and_then(|text| text.parse().ok()).and_then(rustix::process::Pid::from_raw).ok_or_else(|| usage(arguments))?;
     // It fails where the process leads a session already, which serves as well.
     rustix::process::setsid().ok();
     writeln!(ready, "{READY}").and_then(|()| ready.flush()).map_err(|source| Error::Spawn { program: "the watchdog".into(), source })?;

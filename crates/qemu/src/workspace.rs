@@ -32,8 +32,10 @@ impl Workspace {
         let path = parent.join(format!("{TEMPORARY_PREFIX}{run}"));
         DirBuilder::new().mode(0o700).create(&path).map_err(file("create folder", &path))?;
         let lock = path.join(LOCK);
-        let locked = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&lock).map_err(file("create", &lock))?;
+        let mut locked = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&lock).map_err(file("create", &lock))?;
         locked.lock().map_err(file("lock", &lock))?;
+        // Written only now: an empty file means that its maker may be just about to lock it.
+        locked.write_all(std::process::id().to_string().as_bytes()).map_err(file("write", &lock))?;
         Ok(Self { path, _lock: locked })
     }
 
@@ -93,11 +95,13 @@ fn make_parent(parent: &Path) -> Result<()> {
 }
 
 fn is_dead(folder: &Path) -> bool {
+    let is_old = || {
+        let modified = fs::metadata(folder).and_then(|meta| meta.modified());
+        modified.is_ok_and(|time| SystemTime::now().duration_since(time).unwrap_or_default() > UNLOCKED_AGE_MIN)
+    };
     match File::open(folder.join(LOCK)) {
-        Ok(lock) => lock.try_lock().is_ok(),
-        Err(_) => fs::metadata(folder)
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|time| SystemTime::now().duration_since(time).unwrap_or_default() > UNLOCKED_AGE_MIN),
+        Ok(lock) => lock.try_lock().is_ok() && (lock.metadata().is_ok_and(|meta| meta.len() > 0) || is_old()),
+        Err(_) => is_old(),
     }
 }
 
@@ -169,11 +173,14 @@ mod tests {
         let live = Workspace::create(parent.path(), "live").unwrap();
         let dead = parent.path().join("km1tmp-dead");
         fs::create_dir(&dead).unwrap();
-        fs::write(dead.join(LOCK), "").unwrap();
+        fs::write(dead.join(LOCK), "123").unwrap();
         fs::write(dead.join("scratch.qcow2"), "x").unwrap();
         fs::create_dir(parent.path().join("km1tmp-just-made")).unwrap();
+        fs::create_dir(parent.path().join("km1tmp-just-locked")).unwrap();
+        fs::write(parent.path().join("km1tmp-just-locked").join(LOCK), "").unwrap();
         fs::create_dir(parent.path().join("foreign")).unwrap();
         assert_eq!(Workspace::sweep(parent.path()).unwrap(), [format!("folder {}", dead.display())]);
+        assert!(parent.path().join("km1tmp-just-locked").exists());
         assert!(live.path().exists() && parent.path().join("km1tmp-just-made").exists() && parent.path().join("foreign").exists());
         let path = live.path().to_owned();
         drop(live);

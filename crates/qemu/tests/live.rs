@@ -59,7 +59,10 @@ fn a_point_keeps_its_moment_while_the_guest_writes_on() {
             let content = read_all(open.as_mut());
             assert!(is_filled(&content, 0, MIB, 0) && is_filled(&content, MIB, MIB, byte), "{disk}, jobs {force_jobs}");
             assert!(is_filled(&content, 2 * MIB, MIB, 0), "{disk}, jobs {force_jobs}");
-            assert_eq!(open.data(&extents(&[(0, 8 * MIB)])).unwrap(), if disk == "virtio0" { open.data(&extents(&[(0, 8 * MIB)])).unwrap() } else { extents(&[(MIB, MIB)]) });
+            assert_eq!(
+                open.data(&extents(&[(0, 8 * MIB)])).unwrap(),
+                if disk == "virtio0" { open.data(&extents(&[(0, 8 * MIB)])).unwrap() } else { extents(&[(MIB, MIB)]) }
+            );
         }
         point.release().unwrap();
         qemu.expect_pattern("vda", 9, MIB, 2 * MIB);
@@ -142,7 +145,10 @@ fn bitmaps_of_overlay_and_base_are_united() {
     take_checkpoint(&mut live, &["vda"], 1);
     qemu.write("vda", 1, 0, MIB);
     let overlay = place.path("overlay.qcow2");
-    qemu.qmp("blockdev-snapshot-sync", json!({ "node-name": "node-vda", "snapshot-file": overlay, "snapshot-node-name": "over", "format": "qcow2" }));
+    qemu.qmp(
+        "blockdev-snapshot-sync",
+        json!({ "node-name": "node-vda", "snapshot-file": overlay, "snapshot-node-name": "over", "format": "qcow2" }),
+    );
     qemu.qmp("block-dirty-bitmap-add", json!({ "node": "over", "name": checkpoint(1).as_str(), "persistent": true }));
     qemu.write("vda", 2, 3 * MIB, MIB);
     let facts = live.facts().unwrap();
@@ -184,4 +190,34 @@ fn the_definition_names_devices_and_command_line() {
     assert_eq!(files[0].name, "vm.json");
     assert!(document["command_line"].as_array().unwrap().iter().any(|word| word == "-nodefaults"));
     assert!(document["qmp"]["query-block"].is_array() && document["devices"].is_array());
+}
+
+#[test]
+fn a_qemu_of_another_user_can_open_scratch_and_socket() {
+    let place = Place::new();
+    let file = place.image("vda", Format::Qcow2, 16 * MIB);
+    let mut qemu = QemuBuilder::new(place.dir.path()).disk(Disk::qcow2("vda", &file)).args(&["-run-with", "user=nobody"]).start();
+    std::fs::set_permissions(place.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    let mut live = place.live(&qemu);
+    let mut point = live.begin(&request(&[("vda", None)], Some(1))).unwrap();
+    qemu.write("vda", 1, 0, MIB);
+    assert!(is_filled(&read_all(open(&mut point, "vda").as_mut()), 0, MIB, 0));
+    point.release().unwrap();
+    assert_eq!(place.left(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_point_costs_beside_reading_is_small() {
+    let place = Place::new();
+    let qemu = vm(&place);
+    let since = std::time::Instant::now();
+    let mut live = place.live(&qemu);
+    let connected = since.elapsed();
+    live.facts().unwrap();
+    live.clean_up().unwrap();
+    let point = live.begin(&request(&ALL, Some(1))).unwrap();
+    let (begun, pause) = (since.elapsed(), point.moment().pause);
+    point.release().unwrap();
+    println!("connected {connected:?}, begun {begun:?}, pause {pause:?}, released {:?}", since.elapsed());
+    assert!(since.elapsed() < std::time::Duration::from_secs(2));
 }

@@ -146,7 +146,8 @@ fn missing_and_rubbish_images_are_errors() {
     let open = |path: &Path| Offline::open(OfflineOptions::new(vec![(None, path.to_owned())], place.path("run"))).map(drop);
     assert!(open(&place.path("nowhere")).unwrap_err().to_string().contains("nowhere"));
     let broken = place.path("broken.qcow2");
-    std::fs::write(&broken, b"QFI\xfb\0\0\0\x03 and then rubbish that goes on for a while to fill a header or two........................").unwrap();
+    std::fs::write(&broken, b"QFI\xfb\0\0\0\x03 and then rubbish that goes on for a while to fill a header or two........................")
+        .unwrap();
     assert!(open(&broken).is_err());
     let disguised = place.path("disk.raw");
     image::create(&disguised, Format::Qcow2, MIB);

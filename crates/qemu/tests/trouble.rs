@@ -1,5 +1,7 @@
 //! Peers that are dead, mute or no QMP, VMs that others work on, and what dead runs leave: clear errors, nothing foreign touched.
 
+#![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
+
 mod common;
 
 use std::io::Write;
@@ -77,6 +79,9 @@ fn a_second_keepmark_on_the_same_vm_is_refused_and_told_who_works_there() {
     let failure = failure(&place, qemu.qmp_socket());
     assert_eq!(failure.class(), FailureClass::Locked);
     assert!(failure.to_string().contains(&std::process::id().to_string()), "{failure}");
+    // Another monitor is the same VM.
+    let other = Live::connect(LiveOptions::new(place.path("witness"), place.path("scratch"), place.path("run"))).unwrap_err();
+    assert_eq!(Failure::from(other).class(), FailureClass::Locked);
     drop(live);
     place.live(&qemu).facts().unwrap();
 }

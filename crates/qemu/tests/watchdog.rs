@@ -2,6 +2,8 @@
 //!
 //! Without the usual test frame, since this program starts itself in three roles: the tests, the victim, and the watchdog.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a failed assumption in a test is a failed test, and it speaks on stdout")]
+
 #[path = "common/mod.rs"]
 mod common;
 
@@ -12,9 +14,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{MIB, Place};
-use keepmark_qemu::WatchdogCommand;
+use keepmark_model::seam::Hypervisor;
 use keepmark_qemu::qmp::Qmp;
 use keepmark_qemu::watchdog::{self, Watchdog};
+use keepmark_qemu::{Live, WatchdogCommand};
 use keepmark_testkit::image::Format;
 use keepmark_testkit::{Disk, Qemu, QemuBuilder};
 use serde_json::{Value, json};
@@ -34,6 +37,7 @@ fn tests() {
         ("a_stuck_keepmark_is_killed_and_its_pause_ended", a_stuck_keepmark_is_killed_and_its_pause_ended),
         ("a_user_s_pause_stays", a_user_s_pause_stays),
         ("a_frozen_guest_is_thawed", a_frozen_guest_is_thawed),
+        ("a_point_is_taken_under_its_eyes", a_point_is_taken_under_its_eyes),
     ] {
         test();
         println!("test {name} ... ok");
@@ -121,6 +125,23 @@ fn a_frozen_guest_is_thawed() {
     victim.wait().unwrap();
     let commands: Vec<String> = (0..2).map(|_| seen.recv_timeout(Duration::from_secs(20)).unwrap()).collect();
     assert_eq!(commands, ["guest-sync-delimited", "guest-fsfreeze-thaw"]);
+}
+
+fn a_point_is_taken_under_its_eyes() {
+    let place = Place::new();
+    let mut qemu = vm(&place);
+    let mut options = place.options(&qemu);
+    options.watchdog = Some(WatchdogCommand { program: std::env::current_exe().unwrap(), arguments: vec!["role-watchdog".into()] });
+    let mut live = Live::connect(options.clone()).unwrap();
+    common::take_checkpoint(&mut live, &["vda"], 1);
+    assert_eq!((qemu.status().as_str(), qemu.bitmaps().len()), ("running", 1));
+    drop(live);
+    // One that does not get ready: nothing is paused.
+    options.watchdog = Some(WatchdogCommand { program: "/bin/true".into(), arguments: vec![] });
+    let mut live = Live::connect(options).unwrap();
+    let failure = live.begin(&common::request(&[("vda", None)], Some(2))).map(drop).unwrap_err();
+    assert!(failure.to_string().contains("/bin/true"), "{failure}");
+    assert_eq!((qemu.status().as_str(), qemu.bitmaps().len()), ("running", 1));
 }
 
 /// An agent that answers everything, and tells what it was asked.

@@ -138,7 +138,9 @@ fn format_of(node: &Node) -> String {
 /// Whether bitmaps outlive the process, by format and (for qcow2) version.
 pub(crate) fn persistence(format: &str, compat: Option<&str>) -> Persistence {
     let why = match (format, compat) {
-        ("qcow2", Some("0.10")) => "qcow2 version 2 images cannot hold bitmaps; `qemu-img amend -o compat=1.1` makes it version 3".to_owned(),
+        ("qcow2", Some("0.10")) => {
+            "qcow2 version 2 images cannot hold bitmaps; `qemu-img amend -o compat=1.1` makes it version 3".to_owned()
+        }
         ("qcow2", _) => return Persistence::Stored,
         ("file" | "host_device", _) => "raw images cannot hold bitmaps".to_owned(),
         (other, _) => format!("{other} images cannot hold bitmaps"),
@@ -189,7 +191,8 @@ mod tests {
     #[test]
     fn what_qemu_10_says_becomes_disks_with_layers_under_our_filters() {
         let survey = recorded_survey();
-        let seen: Vec<_> = survey.disks.iter().map(|d| (d.facts.name.as_str(), d.facts.format.as_str(), d.root.as_str(), d.qom_path.as_str())).collect();
+        let seen: Vec<_> =
+            survey.disks.iter().map(|d| (d.facts.name.as_str(), d.facts.format.as_str(), d.root.as_str(), d.qom_path.as_str())).collect();
         insta::assert_debug_snapshot!((seen, &survey.skipped));
         let vda = &survey.disks[1];
         assert_eq!(vda.nodes.len(), 2);

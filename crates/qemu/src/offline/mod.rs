@@ -171,7 +171,7 @@ impl Offline {
         transact(point.qmp, actions, &targets, checkpoint, &names, &mut point.undo)?;
         export::start_server(point.qmp, &socket, &mut point.undo)?;
         let exported: Vec<String> = targets.iter().map(|target| target.active.clone()).collect();
-        point.openings = export::add_exports(point.qmp, &targets, &exported, &names, &socket, &mut point.undo)?;
+        point.openings = export::add_exports(point.qmp, &targets, &exported, &names, export::Search::Node, &socket, &mut point.undo)?;
         keep_checkpoint(&mut point.undo, request);
         Ok(point)
     }
@@ -196,7 +196,11 @@ fn name(label: Option<&str>, path: &std::path::Path, others: &[Image], names: &m
 
 fn identify(options: &OfflineOptions, images: &[Image]) -> Result<VmIdentity> {
     let name = options.name.clone().or_else(|| images.first().map(|image| image.name.to_string())).unwrap_or_default();
-    VmIdentity::new(&name, options.uuid.as_deref()).map_err(|error| Error::Usage { what: "identity", value: name, problem: error.to_string() })
+    VmIdentity::new(&name, options.uuid.as_deref()).map_err(|error| Error::Usage {
+        what: "identity",
+        value: name,
+        problem: error.to_string(),
+    })
 }
 
 impl Hypervisor for Offline {

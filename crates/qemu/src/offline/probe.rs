@@ -55,9 +55,10 @@ fn read(image: &Path, reply: Value) -> Result<Chain> {
 
 /// QEMU's complaint about a lock, as the error that names who has it.
 pub(crate) fn explain(error: Error, image: &Path) -> Error {
-    let is_locked = match &error {
-        Error::Program { message: words, .. } | Error::Refused { description: words, .. } => words.contains("lock"),
-        _ => false,
+    let is_locked = if let Error::Program { message: words, .. } | Error::Refused { description: words, .. } = &error {
+        words.contains("Failed to get") && words.contains(" lock")
+    } else {
+        false
     };
     if is_locked { Error::ImageInUse { image: image.to_owned(), holders: holders::of(image) } } else { error }
 }
@@ -77,7 +78,8 @@ mod tests {
         let chain = of("/a.qcow2", json!([{ "filename": "/a.qcow2", "format": "qcow2" }, { "filename": "/b", "format": "raw" }])).unwrap();
         assert_eq!(chain.layers.iter().map(|layer| layer.format.as_str()).collect::<Vec<_>>(), ["qcow2", "raw"]);
         for far in ["nbd://host/x", "json:{}"] {
-            let error = of("/a.qcow2", json!([{ "filename": "/a.qcow2", "format": "qcow2" }, { "filename": far, "format": "raw" }])).unwrap_err();
+            let error =
+                of("/a.qcow2", json!([{ "filename": "/a.qcow2", "format": "qcow2" }, { "filename": far, "format": "raw" }])).unwrap_err();
             assert!(error.to_string().contains("is no file"), "{error}");
         }
         assert!(of("/a", json!([])).is_err() && of("/a", json!({})).is_err());

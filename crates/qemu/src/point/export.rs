@@ -48,17 +48,34 @@ pub fn start_server(qmp: &mut Qmp, socket: &Path, undo: &mut Undo) -> Result<()>
     }
 }
 
+/// How QEMU finds an export's bitmap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Search {
+    /// On the node that is named; not known to QEMU < 7.1.
+    Node,
+    /// By name alone, in the backing chain of what is exported.
+    Chain,
+}
+
 /// Exports `nodes`, one for each target, read-only, with the delta's bitmap where there is one.
 ///
 /// # Errors
 /// When QEMU refuses.
-pub fn add_exports(qmp: &mut Qmp, targets: &[Target], nodes: &[String], names: &Temporary, socket: &Path, undo: &mut Undo) -> Result<Vec<Opening>> {
+pub fn add_exports(
+    qmp: &mut Qmp,
+    targets: &[Target],
+    nodes: &[String],
+    names: &Temporary,
+    search: Search,
+    socket: &Path,
+    undo: &mut Undo,
+) -> Result<Vec<Opening>> {
     let mut openings = Vec::with_capacity(targets.len());
     for (target, node) in targets.iter().zip(nodes) {
         let id = names.node("e", target.number);
         let mut export = json!({ "type": "nbd", "id": id, "node-name": node, "name": id, "writable": false });
         if matches!(target.delta, Delta::Bitmaps { .. }) {
-            export["bitmaps"] = json!([bitmap(target, names)]);
+            export["bitmaps"] = json!([bitmap(target, names, search)]);
         }
         qmp.run("block-export-add", export)?;
         undo.push(Step::DeleteExport(id.clone()));
@@ -67,9 +84,11 @@ pub fn add_exports(qmp: &mut Qmp, targets: &[Target], nodes: &[String], names: &
     Ok(openings)
 }
 
-// QEMU < 7.1 takes a bare name only, and searches the backing chain for it.
-fn bitmap(target: &Target, names: &Temporary) -> Value {
-    json!({ "node": target.active, "name": names.delta() })
+fn bitmap(target: &Target, names: &Temporary, search: Search) -> Value {
+    match search {
+        Search::Node => json!({ "node": target.active, "name": names.delta() }),
+        Search::Chain => names.delta().into(),
+    }
 }
 
 fn opening(target: &Target, export: String, names: &Temporary, socket: &Path) -> Opening {

@@ -36,7 +36,9 @@ impl Point<'_> {
     fn end(&mut self) -> Result<()> {
         match self.undo.run(self.qmp) {
             Err(error) if error.is_unreachable() => Err(error),
-            Err(error) if has_leftovers(self.qmp)? => Err(Error::LeftBehind { subject: "all of the frozen point".into(), source: Box::new(error) }),
+            Err(error) if has_leftovers(self.qmp)? => {
+                Err(Error::LeftBehind { subject: "all of the frozen point".into(), source: Box::new(error) })
+            }
             _ => Ok(()),
         }
     }

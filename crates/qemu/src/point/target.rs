@@ -56,6 +56,9 @@ pub enum Delta {
 /// # Errors
 /// When a disk is unknown or has no bitmap of the checkpoint.
 pub fn targets(disks: &[Disk], nodes: &[Node], request: &PointRequest) -> Result<Vec<Target>> {
+    if request.disks.is_empty() {
+        return Err(Error::Usage { what: "list of disks", value: String::new(), problem: "there is none to back up".into() });
+    }
     let sizes: HashMap<&str, u64> = nodes.iter().map(|node| (node.node_name.as_str(), node.image.virtual_size)).collect();
     let target = |(number, wanted): (usize, &keepmark_model::seam::PointDisk)| {
         let disk = find(disks, wanted.name.as_str())?;

@@ -67,10 +67,16 @@ impl Qmp {
     /// # Errors
     /// When the kernel does not tell.
     pub fn peer(&self) -> Result<Peer> {
-        let credentials = rustix::net::sockopt::socket_peercred(&self.stream)
-            .map_err(|error| Error::Gone { peer: self.peer.clone(), command: "SO_PEERCRED".into(), source: error.into() })?;
+        let credentials = rustix::net::sockopt::socket_peercred(&self.stream).map_err(|error| Error::Gone {
+            peer: self.peer.clone(),
+            command: "SO_PEERCRED".into(),
+            source: error.into(),
+        })?;
         let pid = u32::try_from(credentials.pid.as_raw_nonzero().get()).unwrap_or_default();
-        Ok(Peer { pid, uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw() })
+        // The socket remembers who began to listen: a QEMU that dropped its privileges since then has another user now.
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let now = |field| effective(&status, field);
+        Ok(Peer { pid, uid: now("Uid:").unwrap_or(credentials.uid.as_raw()), gid: now("Gid:").unwrap_or(credentials.gid.as_raw()) })
     }
 
     /// Runs a command and reads its result.
@@ -100,8 +106,9 @@ impl Qmp {
             if let Some(event) = self.events.iter().position(&wanted).and_then(|at| self.events.remove(at)) {
                 return Ok(event);
             }
-            let message = self.message(what, deadline, within)?;
-            self.keep(message);
+            if let Message::Event(event) = self.message(what, deadline, within)? {
+                self.keep(event);
+            }
         }
     }
 
@@ -109,7 +116,9 @@ impl Qmp {
         let deadline = Instant::now() + self.timeout;
         match self.message("(greeting)", deadline, self.timeout)? {
             Message::Greeting(version) => Ok(version),
-            other => Err(self.rubbish(format!("expected a greeting, got {other:?}").chars().take(120).collect())),
+            other @ (Message::Return { .. } | Message::Error { .. } | Message::Event(_) | Message::Unknown) => {
+                Err(self.rubbish(format!("expected a greeting, got {other:?}").chars().take(120).collect()))
+            }
         }
     }
 
@@ -126,18 +135,17 @@ impl Qmp {
                 Message::Error { id: of, class, description } if of.is_none_or(|of| of == id) => {
                     return Err(Error::Refused { command: command.into(), class, description });
                 }
-                other => self.keep(other),
+                Message::Event(event) => self.keep(event),
+                Message::Greeting(_) | Message::Return { .. } | Message::Error { .. } | Message::Unknown => {}
             }
         }
     }
 
-    fn keep(&mut self, message: Message) {
-        if let Message::Event(event) = message {
-            if self.events.len() >= EVENTS_MAX {
-                self.events.pop_front();
-            }
-            self.events.push_back(event);
+    fn keep(&mut self, event: Event) {
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
         }
+        self.events.push_back(event);
     }
 
     fn message(&mut self, command: &str, deadline: Instant, waited: Duration) -> Result<Message> {
@@ -171,5 +179,21 @@ impl Qmp {
 
     fn rubbish(&self, problem: String) -> Error {
         Error::Rubbish { peer: self.peer.clone(), problem }
+    }
+}
+
+// `Uid:\treal\teffective\tsaved\tfile system` of /proc/PID/status.
+fn effective(status: &str, field: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_user_is_the_second_number() {
+        let status = "Name:\tx\nUid:\t0\t107\t107\t107\nGid:\t0\t108\t108\t108\n";
+        assert_eq!((effective(status, "Uid:"), effective(status, "Gid:"), effective("", "Uid:")), (Some(107), Some(108), None));
     }
 }

@@ -1,5 +1,6 @@
 //! What the tests of this crate share: VMs with disks, points on them, and reading them whole.
 #![expect(dead_code, reason = "each test uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
