@@ -7,14 +7,17 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::VmFacts;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{DiskPlan, Plan, Request, obsolete_checkpoints, plan};
 use keepmark_model::seam::{
-    BackupWriter, Freeze, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile, Store,
+    BackupReader, BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile,
+    Store,
 };
-use keepmark_model::{BackupId, CheckpointName, ChunkSize, Failure, FailureClass, VmId};
+use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, Failure, FailureClass, VmId};
 
+use crate::audit::Audit;
 use crate::capture::{Captured, capture};
 use crate::error::Error;
 use crate::report::{BackupReport, in_one_line};
@@ -27,6 +30,8 @@ pub struct BackupJob {
     pub request: Request,
     /// Whether the guest's file systems are quiesced.
     pub freeze: Freeze,
+    /// How much of what the bitmaps call clean is looked at again.
+    pub audit: AuditWish,
     /// Program name and version for the manifest.
     pub program: String,
 }
@@ -134,9 +139,30 @@ impl Run<'_> {
                 return Err(Error::Interrupted.into());
             }
             let mut frozen = point.disk(&disk.name)?;
-            captured.push(capture(frozen.as_mut(), disk, self.chunk_size(disk), writer, self.monitor)?);
+            captured.push(self.capture_disk(frozen.as_mut(), disk, writer)?);
         }
         Ok(captured)
+    }
+
+    fn capture_disk(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan, writer: &mut dyn BackupWriter) -> Result<Captured> {
+        let (mut disk, chunk) = (disk.clone(), self.chunk_size(disk));
+        let base = match disk.since.as_ref().map(|base| self.store.open(&base.backup)).transpose() {
+            Ok(base) => base,
+            Err(failure) => {
+                self.monitor.finding(&format!("disk {}: the last backup cannot be opened: {}", disk.name, in_one_line(&failure)));
+                disk.since = None;
+                disk.reason = "the last backup is damaged in the store".to_owned();
+                disk.kind = Kind::Resync;
+                None
+            }
+        };
+        let wanted = base.as_deref().filter(|_| self.job.audit != AuditWish::Off);
+        let audit = wanted.map(|base| Audit { base, last: last_window(base, &disk), wish: self.job.audit, seed: self.seed() });
+        capture(frozen, &disk, chunk, audit.as_ref(), writer, self.monitor)
+    }
+
+    fn seed(&self) -> u64 {
+        u64::from((self.world.random)()) << 32 | u64::from((self.world.random)())
     }
 
     /// A disk keeps its base's chunk size, so that chunks can be taken over.
@@ -200,7 +226,8 @@ impl Run<'_> {
             dirty_bytes: captured.dirty_bytes,
             read_bytes: captured.read_bytes,
             stored_bytes: captured.stored_bytes,
-            audited_bytes: 0,
+            audited_bytes: captured.audited_bytes,
+            audit: captured.audit,
         })
     }
 
@@ -227,6 +254,11 @@ impl Run<'_> {
             self.monitor.note(&format!("checkpoint {name} stays until the next run removes it: {}", in_one_line(&failure)));
         }
     }
+}
+
+/// The part of the disk that the base's own audit checked: the next part is due now.
+fn last_window(base: &dyn BackupReader, disk: &DiskPlan) -> Option<Extent> {
+    base.manifest().disk(&disk.name)?.audit.as_ref().map(|audit| audit.allocation_checked)
 }
 
 fn millis(duration: Duration) -> u64 {

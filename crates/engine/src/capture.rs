@@ -1,10 +1,12 @@
 //! Capture: one disk at its frozen moment into the store, chunk by chunk.
 
+use keepmark_model::audit::AuditRecord;
 use keepmark_model::manifest::Kind;
 use keepmark_model::plan::DiskPlan;
 use keepmark_model::seam::{BackupWriter, DiskContent, DiskWriter, FrozenDisk, Monitor, Result};
 use keepmark_model::{BackupId, ChunkSize, Extent, Extents, Size};
 
+use crate::audit::{Audit, Audited, audit};
 use crate::error::Error;
 use crate::report::in_one_line;
 
@@ -23,6 +25,10 @@ pub struct Captured {
     pub read_bytes: u64,
     /// Bytes stored.
     pub stored_bytes: u64,
+    /// Bytes called clean and read to check that.
+    pub audited_bytes: u64,
+    /// What the audit covered and proved.
+    pub audit: Option<AuditRecord>,
 }
 
 /// What of a disk has to be looked at, and where the rest comes from.
@@ -31,6 +37,7 @@ struct Scope {
     reason: String,
     base: Option<BackupId>,
     dirty: Extents,
+    audit: Option<(AuditRecord, u64)>,
 }
 
 /// Reads what the plan says of one disk and stores it.
@@ -41,6 +48,7 @@ pub fn capture(
     disk: &mut dyn FrozenDisk,
     plan: &DiskPlan,
     chunk: ChunkSize,
+    auditing: Option<&Audit<'_>>,
     writer: &mut dyn BackupWriter,
     monitor: &dyn Monitor,
 ) -> Result<Captured> {
@@ -48,7 +56,7 @@ pub fn capture(
     if size != plan.size {
         return Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into());
     }
-    let scope = scope(disk, plan)?;
+    let scope = scope(disk, plan, chunk, auditing, monitor)?;
     match store(disk, plan, &scope, chunk, writer, monitor) {
         Err(failure) if scope.base.is_some() && !monitor.interrupted() && is_base_unusable(&failure) => {
             monitor.finding(&format!(
@@ -71,17 +79,33 @@ fn is_base_unusable(failure: &keepmark_model::Failure) -> bool {
     failure.is::<BaseUnusable>()
 }
 
-fn scope(disk: &mut dyn FrozenDisk, plan: &DiskPlan) -> Result<Scope> {
+fn scope(
+    disk: &mut dyn FrozenDisk,
+    plan: &DiskPlan,
+    chunk: ChunkSize,
+    auditing: Option<&Audit<'_>>,
+    monitor: &dyn Monitor,
+) -> Result<Scope> {
     let Some(base) = &plan.since else { return Ok(whole(plan, &plan.reason)) };
     let grown = Extents::from_iter([Extent::new(base.size.0, plan.size.0)]);
     let dirty = disk.dirty()?.union(&grown);
-    Ok(Scope { kind: plan.kind, reason: plan.reason.clone(), base: Some(base.backup.clone()), dirty })
+    let changed = dirty.round_out(chunk, plan.size);
+    let audited = auditing.map(|auditing| audit(disk, &plan.name, &changed, chunk, auditing)).transpose()?;
+    let audit = match audited {
+        None => None,
+        Some(Audited::Clean(record, bytes)) => Some((record, bytes)),
+        Some(Audited::Contradiction(lie)) => {
+            monitor.finding(&format!("disk {}: the bitmap cannot be believed, so everything is read: {lie}", plan.name));
+            return Ok(whole(plan, &format!("the audit contradicts the bitmap: {lie}")));
+        }
+    };
+    Ok(Scope { kind: plan.kind, reason: plan.reason.clone(), base: Some(base.backup.clone()), dirty, audit })
 }
 
 /// Everything is looked at, and nothing is taken over unseen.
 fn whole(plan: &DiskPlan, reason: &str) -> Scope {
     let kind = if plan.kind == Kind::Full { Kind::Full } else { Kind::Resync };
-    Scope { kind, reason: reason.to_owned(), base: None, dirty: Extents::whole(plan.size) }
+    Scope { kind, reason: reason.to_owned(), base: None, dirty: Extents::whole(plan.size), audit: None }
 }
 
 fn store(
@@ -110,6 +134,8 @@ fn store(
         dirty_bytes: scope.dirty.total().0,
         read_bytes: content.put.total().0,
         stored_bytes: stored.stored_bytes,
+        audited_bytes: scope.audit.as_ref().map_or(0, |(_, bytes)| *bytes),
+        audit: scope.audit.as_ref().map(|(record, _)| record.clone()),
     })
 }
 

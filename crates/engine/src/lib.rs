@@ -2,6 +2,7 @@
 //!
 //! Read [`backup`] first; [`capture`] is its inner loop.
 
+mod audit;
 pub mod backup;
 mod capture;
 mod error;

@@ -29,16 +29,16 @@ pub enum AuditWish {
 }
 
 /// What was audited of a disk, as the manifest keeps it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
     /// The part of the disk whose allocation was compared with the base's.
     pub allocation_checked: Extent,
-    /// Bytes called clean in the whole disk that hold data in the base, as far as that was looked at.
+    /// Bytes in that part that are called clean and hold data in the base.
     pub clean_bytes: u64,
     /// Bytes of the random sample.
     pub sampled_bytes: u64,
-    /// With 95 % confidence at most this share of the clean data has changed unnoticed, in percent; 100 when nothing was sampled.
-    pub undetected_percent_max: f64,
+    /// With 95 % confidence at most this share of the clean data in that part has changed unnoticed, in parts per million.
+    pub undetected_max_ppm: u32,
 }
 
 /// What the allocation of clean chunks says.
@@ -122,15 +122,18 @@ fn next_random(state: &mut u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// The largest share of clean chunks, in percent, that may be wrong if none of `sampled` even draws was, at 95 % confidence.
+/// The largest share of clean chunks, in parts per million, that may be wrong if none of `sampled` even draws was, at 95 % confidence.
 #[must_use]
-pub fn undetected_percent_max(sampled: u64, clean: u64) -> f64 {
-    if clean == 0 || sampled >= clean {
-        return 0.0;
+pub fn undetected_max_ppm(sampled: u64, clean: u64) -> u32 {
+    if sampled >= clean {
+        return 0;
     }
-    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 53 bits")]
-    let draws = sampled as f64;
-    if sampled == 0 { 100.0 } else { (1.0 - 0.05_f64.powf(1.0 / draws)) * 100.0 }
+    // 1 - 0.05^(1/n) without floating point would be a table; what is lost by rounding up is one part in a million.
+    #[expect(clippy::cast_precision_loss, reason = "a count of draws needs no more than 53 bits")]
+    let share = if sampled == 0 { 1.0 } else { 1.0 - 0.05_f64.powf(1.0 / sampled as f64) };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share from 0 to 1 times a million fits")]
+    let ppm = (share * 1e6).ceil() as u32;
+    ppm
 }
 
 #[cfg(test)]
@@ -198,9 +201,9 @@ mod tests {
 
     #[test]
     fn the_bound_follows_from_the_sample() {
-        assert!((undetected_percent_max(0, 10) - 100.0).abs() < f64::EPSILON);
-        assert!((undetected_percent_max(59, 10_000) - 4.95).abs() < 0.01);
-        assert!(undetected_percent_max(10, 10).abs() < f64::EPSILON);
+        for (sampled, clean, expected) in [(0, 10, 1_000_000), (59, 10_000, 49_508), (299, 10_000, 9_970), (10, 10, 0), (0, 0, 0)] {
+            assert_eq!(undetected_max_ppm(sampled, clean), expected, "{sampled} of {clean}");
+        }
     }
 
     proptest! {

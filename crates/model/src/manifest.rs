@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditRecord;
 use crate::extents::{ChunkSize, Size};
 use crate::facts::{Power, SkippedDisk};
 use crate::names::{BackupId, CheckpointName, DiskName, VmId, VmIdentity};
@@ -126,6 +127,9 @@ pub struct ManifestDisk {
     pub stored_bytes: u64,
     /// Bytes that were called clean and were read again to check that.
     pub audited_bytes: u64,
+    /// What the audit of an incremental covered and proved.
+    #[serde(default)]
+    pub audit: Option<AuditRecord>,
 }
 
 /// A published backup.
@@ -166,6 +170,7 @@ impl Manifest {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::extents::Extent;
 
     /// A manifest of one disk `vda` of 1 MiB with a checkpoint.
     pub(crate) fn sample(checkpoint: Option<&str>) -> Manifest {
@@ -198,6 +203,7 @@ pub(crate) mod tests {
                 read_bytes: 1 << 20,
                 stored_bytes: 1234,
                 audited_bytes: 0,
+                audit: None,
             }],
             checkpoint,
             skipped: vec![],
@@ -207,7 +213,14 @@ pub(crate) mod tests {
 
     #[test]
     fn version_1_is_written_as_documented() {
-        insta::assert_json_snapshot!("manifest-v1", sample(Some("km1-20261122T180000Z-3f9a1c0d7be2")));
+        let mut manifest = sample(Some("km1-20261122T180000Z-3f9a1c0d7be2"));
+        manifest.disks[0].audit = Some(AuditRecord {
+            allocation_checked: Extent::new(0, 1 << 20),
+            clean_bytes: 1 << 19,
+            sampled_bytes: 1 << 18,
+            undetected_max_ppm: 49_507,
+        });
+        insta::assert_json_snapshot!("manifest-v1", manifest);
     }
 
     #[test]

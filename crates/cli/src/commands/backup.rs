@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 use keepmark_engine::BackupReport;
 use keepmark_engine::backup::{BackupJob, backup};
+use keepmark_model::audit::AuditWish;
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::{DiskName, Failure, FailureClass};
 
@@ -31,6 +32,18 @@ pub struct BackupArguments {
     /// What, and how.
     #[command(flatten)]
     pub request: RequestArguments,
+    /// Blocks called clean that are read again and compared: off, N chunks or P% of each disk (default: under 5 % of the cost)
+    #[arg(long, value_name = "N|P%|off", value_parser = audit_wish)]
+    pub audit: Option<AuditWish>,
+}
+
+fn audit_wish(text: &str) -> Result<AuditWish, String> {
+    let wrong = |_| format!("{text:?} is neither 'off', a number of chunks nor a percentage such as 5%");
+    match text.strip_suffix('%') {
+        _ if text == "off" => Ok(AuditWish::Off),
+        Some(percent) => percent.parse().map_err(wrong).map(AuditWish::Percent),
+        None => text.parse().map_err(wrong).map(AuditWish::Chunks),
+    }
 }
 
 /// Kind, checkpoint and disks.
@@ -86,7 +99,8 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
     let request = arguments.request.request()?;
     let store = store::open(context)?;
     let mut vm = hypervisor::open(context, &arguments.vm)?;
-    let job = BackupJob { request, freeze: context.freeze(), program: context::program() };
+    let job =
+        BackupJob { request, freeze: context.freeze(), audit: arguments.audit.unwrap_or(AuditWish::Default), program: context::program() };
     let result = backup(vm.as_mut(), &store, &job, context::world(), &context.screen);
     let closed = vm.close();
     let report = result?;

@@ -1,0 +1,86 @@
+//! The audit of an incremental, before anything is stored: do the blocks that the bitmaps call clean still fit the base?
+
+use keepmark_model::audit::{AuditRecord, AuditWish, sample, sample_count, suspicion, undetected_max_ppm, window};
+use keepmark_model::seam::{BackupReader, FrozenDisk, Result};
+use keepmark_model::{ChunkIndex, ChunkSize, DiskName, Extent, Extents};
+
+/// What an audit compares with, and how much is wanted.
+pub struct Audit<'a> {
+    /// The base.
+    pub base: &'a dyn BackupReader,
+    /// The part of the disk that the last audit checked.
+    pub last: Option<Extent>,
+    /// How much is wanted.
+    pub wish: AuditWish,
+    /// Chooses the sample; fresh for every audit.
+    pub seed: u64,
+}
+
+/// What an audit found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Audited {
+    /// Nothing contradicts the bitmaps; so many bytes were read to see that.
+    Clean(AuditRecord, u64),
+    /// The bitmaps lied; in words.
+    Contradiction(String),
+}
+
+/// Audits one disk; `changed` are the chunks that are going to be read anyway.
+///
+/// # Errors
+/// When the disk or the base cannot be read.
+pub fn audit(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk: ChunkSize, audit: &Audit<'_>) -> Result<Audited> {
+    let size = disk.size();
+    let window = window(size, audit.last);
+    let within = Extents::from_iter([window]);
+    let data_then = audit.base.data(name, &within)?.clip(size);
+    let data_now = disk.data(&within)?;
+    let suspect = suspicion(window, changed, &data_now, &data_then, chunk, size);
+    if let Some(lie) = suspect.contradictions.iter().next() {
+        return Ok(Audited::Contradiction(format!(
+            "bytes {} to {} are called clean and held data in the last backup, but are a hole now",
+            lie.start, lie.end
+        )));
+    }
+    let clean = data_then.difference(changed);
+    let count = sample_count(audit.wish, changed.chunks(chunk).count() as u64, clean.chunks(chunk).count() as u64);
+    let sampled = sample(&clean, chunk, count, audit.seed);
+    let doubtful = sample(&suspect.to_compare, chunk, count, audit.seed.rotate_left(32));
+    let mut chosen: Vec<ChunkIndex> = sampled.iter().chain(&doubtful).copied().collect();
+    chosen.sort_unstable();
+    chosen.dedup();
+    let (bytes, lie) = compare(disk, name, &chosen, chunk, audit.base)?;
+    if let Some(lie) = lie {
+        return Ok(Audited::Contradiction(format!("bytes {} to {} are called clean, but differ from the last backup", lie.start, lie.end)));
+    }
+    let record = AuditRecord {
+        allocation_checked: window,
+        clean_bytes: clean.total().0,
+        sampled_bytes: sampled.iter().map(|index| chunk.extent(*index, size).len()).sum(),
+        undetected_max_ppm: undetected_max_ppm(sampled.len() as u64, clean.chunks(chunk).count() as u64),
+    };
+    Ok(Audited::Clean(record, bytes))
+}
+
+/// Reads chunks and compares them with the base: bytes read, and the first that differs.
+fn compare(
+    disk: &mut dyn FrozenDisk,
+    name: &DiskName,
+    chosen: &[ChunkIndex],
+    chunk: ChunkSize,
+    base: &dyn BackupReader,
+) -> Result<(u64, Option<Extent>)> {
+    let size = disk.size();
+    let recycler = disk.recycler();
+    let (mut bytes_read, mut lie) = (0, None);
+    let mut wanted = chosen.iter().map(|index| chunk.extent(*index, size));
+    disk.read(&mut wanted, &mut |extent, bytes| {
+        bytes_read += extent.len();
+        if !base.is_same(name, chunk.index(extent.start), &bytes)? {
+            lie = Some(extent);
+        }
+        recycler(bytes);
+        Ok(())
+    })?;
+    Ok((bytes_read, lie))
+}
