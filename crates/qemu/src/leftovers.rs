@@ -75,7 +75,7 @@ fn filtered(survey: &Survey) -> Vec<(String, String)> {
 pub(crate) fn remove(qmp: &mut Qmp) -> Result<Vec<String>> {
     let mut said = Vec::new();
     let found = find(&disks::look(qmp)?);
-    wake(qmp, &found, &mut said)?;
+    let is_awake = wake(qmp, &found, &mut said)?;
     let exports = export::list(qmp)?;
     let (ours, foreign): (Vec<_>, Vec<_>) = exports.into_iter().partition(|export| is_ours(&export.id));
     for export in &ours {
@@ -88,22 +88,30 @@ pub(crate) fn remove(qmp: &mut Qmp) -> Result<Vec<String>> {
     }
     end_jobs(qmp, &mut said)?;
     remove_nodes(qmp, &found, &mut said)?;
-    for (node, name) in &found.bitmaps {
+    for (node, name) in found.bitmaps.iter().filter(|(_, name)| is_awake || !name.starts_with(FROZEN)) {
         tried("bitmap", name, qmp.run("block-dirty-bitmap-remove", json!({ "node": node, "name": name })), &mut said)?;
     }
     Ok(said)
 }
 
-fn wake(qmp: &mut Qmp, found: &Leftovers, said: &mut Vec<String>) -> Result<()> {
+// Whether the marks can go.
+fn wake(qmp: &mut Qmp, found: &Leftovers, said: &mut Vec<String>) -> Result<bool> {
     if found.has_bitmap(PAUSED) && status(qmp)? == "paused" {
         tried("pause", "of the VM", qmp.run("cont", Value::Null), said)?;
     }
     if found.has_bitmap(FROZEN)
         && let Some(channel) = agent::find(qmp)?
     {
-        tried("freeze", "of the guest's file systems", agent::thaw_at(&channel.socket, THAW_WAIT), said)?;
+        match agent::thaw_at(&channel.socket, THAW_WAIT) {
+            Ok(()) => said.push("freeze of the guest's file systems".into()),
+            // It may have been restarted since, or be beyond help; backups must go on. The mark stays for the next run.
+            Err(error) => {
+                said.push(format!("nothing of a freeze: the guest may still be frozen, since {error}"));
+                return Ok(false);
+            }
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn end_jobs(qmp: &mut Qmp, said: &mut Vec<String>) -> Result<()> {

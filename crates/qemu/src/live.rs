@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keepmark_model::facts::{Power, VmFacts};
+use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{self, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
 use keepmark_model::{CheckpointName, VmIdentity};
 use serde_json::{Value, json};
 
-use crate::disks::{self, Survey, naming};
+use crate::disks::{self, Disk, Survey, naming};
 use crate::error::{Error, Result};
 use crate::point::moment::Stillness;
 use crate::point::target::{self, Target};
@@ -90,7 +90,7 @@ impl Live {
         }
         let identity = identify(&mut qmp, &options)?;
         let peer = qmp.peer()?;
-        locks.extend(lock_images(&mut qmp, &options)?);
+        locks.extend(lock_images(&mut qmp, &peer, &options)?);
         Ok(Self { qmp, peer, options, identity, capabilities, _locks: locks })
     }
 
@@ -98,8 +98,15 @@ impl Live {
         self.capabilities.filters() && !self.options.force_jobs
     }
 
+    // As `disks::look`, with images that QEMU names by its own working folder made absolute.
+    fn survey(&mut self) -> Result<Survey> {
+        let mut survey = disks::look(&mut self.qmp)?;
+        absolute(&mut survey, &self.peer);
+        Ok(survey)
+    }
+
     fn point(&mut self, request: &PointRequest, undo: &mut Undo) -> Result<Made> {
-        let survey = disks::look(&mut self.qmp)?;
+        let survey = self.survey()?;
         let targets = target::targets(&survey.disks, &survey.nodes, request)?;
         let names = Temporary::new(&request.run);
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
@@ -153,7 +160,7 @@ impl Live {
     }
 
     fn look(&mut self) -> Result<VmFacts> {
-        let Survey { disks, skipped, .. } = disks::look(&mut self.qmp)?;
+        let Survey { disks, skipped, .. } = self.survey()?;
         let power = if leftovers::status(&mut self.qmp)? == "running" { Power::Running } else { Power::Paused };
         Ok(VmFacts {
             identity: self.identity.clone(),
@@ -167,11 +174,26 @@ impl Live {
 }
 
 // A VM may have several monitors; its images are the same through all of them.
-fn lock_images(qmp: &mut Qmp, options: &LiveOptions) -> Result<Vec<VmLock>> {
-    let disks = disks::look(qmp)?.disks;
-    let images = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.is_absolute() && image.exists());
+fn lock_images(qmp: &mut Qmp, peer: &Peer, options: &LiveOptions) -> Result<Vec<VmLock>> {
+    let mut survey = disks::look(qmp)?;
+    absolute(&mut survey, peer);
+    let images = survey.disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.is_absolute() && image.exists());
     let images: BTreeSet<&Path> = images.collect();
     images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect()
+}
+
+fn absolute(survey: &mut Survey, peer: &Peer) {
+    let Ok(folder) = std::fs::read_link(format!("/proc/{}/cwd", peer.pid)) else { return };
+    let layers = |disk: &mut Disk| {
+        let DiskFacts { image, layers, .. } = &mut disk.facts;
+        for image in std::iter::once(image).chain(layers.iter_mut().map(|layer| &mut layer.image)) {
+            let path = folder.join(&*image);
+            if path.exists() {
+                *image = path.to_string_lossy().into_owned();
+            }
+        }
+    };
+    survey.disks.iter_mut().for_each(layers);
 }
 
 struct Made {

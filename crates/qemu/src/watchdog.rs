@@ -38,6 +38,8 @@ pub struct WatchdogCommand {
 pub struct Watchdog {
     child: Child,
     pipe: Option<ChildStdin>,
+    is_paused: bool,
+    is_frozen: bool,
 }
 
 impl Watchdog {
@@ -53,7 +55,7 @@ impl Watchdog {
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = process.spawn().map_err(fail)?;
         let (pipe, answers) = (child.stdin.take(), child.stdout.take());
-        let watchdog = Self { child, pipe };
+        let watchdog = Self { child, pipe, is_paused: false, is_frozen: false };
         let line = answers.map_or(Ok(String::new()), first_line).map_err(fail)?;
         if line.trim() == READY { Ok(watchdog) } else { Err(fail(io::Error::other("the watchdog did not get ready"))) }
     }
@@ -63,6 +65,7 @@ impl Watchdog {
     /// # Errors
     /// When the watchdog is gone: do not stop the VM then.
     pub fn pausing(&mut self, within: Duration) -> Result<()> {
+        self.is_paused = true;
         self.say(format!("pausing {}", within.as_millis()).as_bytes())
     }
 
@@ -71,6 +74,7 @@ impl Watchdog {
     /// # Errors
     /// When the watchdog is gone.
     pub fn running(&mut self) -> Result<()> {
+        self.is_paused = false;
         self.say(b"running")
     }
 
@@ -79,6 +83,7 @@ impl Watchdog {
     /// # Errors
     /// When the watchdog is gone: do not freeze then.
     pub fn freezing(&mut self, within: Duration, socket: &Path) -> Result<()> {
+        self.is_frozen = true;
         self.say(&[format!("freezing {} ", within.as_millis()).as_bytes(), socket.as_os_str().as_bytes()].concat())
     }
 
@@ -87,6 +92,7 @@ impl Watchdog {
     /// # Errors
     /// When the watchdog is gone.
     pub fn thawed(&mut self) -> Result<()> {
+        self.is_frozen = false;
         self.say(b"thawed")
     }
 
@@ -100,8 +106,10 @@ impl Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         self.pipe = None;
-        // It ends at once, or when the guest is well again.
-        drop(self.child.wait());
+        // With something outstanding it has to wait until this process lets go of the monitor, so nobody may wait for it here.
+        if !self.is_paused && !self.is_frozen {
+            drop(self.child.wait());
+        }
     }
 }
 

@@ -221,3 +221,14 @@ fn what_a_point_costs_beside_reading_is_small() {
     println!("connected {connected:?}, begun {begun:?}, pause {pause:?}, released {:?}", since.elapsed());
     assert!(since.elapsed() < std::time::Duration::from_secs(2));
 }
+
+#[test]
+fn images_named_by_qemu_s_own_folder_are_told_with_their_whole_path() {
+    let place = Place::new();
+    let file = place.image("rel", Format::Qcow2, MIB);
+    let relative = file.strip_prefix("/").unwrap();
+    let up: std::path::PathBuf = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect();
+    let qemu = QemuBuilder::new(place.dir.path()).disk(Disk::qcow2("vda", &up.join(relative))).start();
+    let facts = place.live(&qemu).facts().unwrap();
+    assert!(facts.disks[0].image.starts_with('/') && std::path::Path::new(&facts.disks[0].image).exists(), "{:?}", facts.disks[0].image);
+}

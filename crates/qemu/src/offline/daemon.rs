@@ -97,6 +97,7 @@ fn spawn(mut command: Command) -> Receiver<io::Result<Output>> {
 fn ending(output: io::Result<Output>) -> Result<()> {
     let output = output.map_err(|source| Error::Spawn { program: "qemu-storage-daemon".into(), source })?;
     let words = String::from_utf8_lossy(&output.stderr);
+    let words = words.lines().filter(|line| !line.contains("warning:")).collect::<Vec<_>>().join(" ");
     if output.status.success() && words.trim().is_empty() {
         return Ok(());
     }

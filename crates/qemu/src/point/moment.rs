@@ -106,7 +106,10 @@ impl<'a> Stillness<'a> {
         let since = Instant::now();
         // QEMU works in order: a stop whose answer is late comes before the cont.
         let result = self.qmp.run("stop", Value::Null).and_then(|()| work(self.qmp));
-        let resumed = self.qmp.run("cont", Value::Null);
+        let resumed = self
+            .qmp
+            .run("cont", Value::Null)
+            .or_else(|error| if error.is_unreachable() { Err(error) } else { self.qmp.run("cont", Value::Null) });
         self.fixed.pause = since.elapsed();
         resumed.map_err(|source| Error::NotResumed { source: Box::new(source) })?;
         drop(self.watchdog.as_mut().map(Watchdog::running));
