@@ -1,4 +1,5 @@
 //! Damaged repositories: verify names the damage and exactly the backups it hits, the others restore, and the next backup is whole.
+#![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! A write that fails at any point: nothing is published, old backups are intact, and the next run goes on where this one ended.
+#![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 mod common;
 

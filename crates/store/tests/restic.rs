@@ -1,4 +1,5 @@
 //! Stock restic must find everything that we write clean, and give the same bytes as we do.
+#![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 mod common;
 

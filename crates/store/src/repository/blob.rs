@@ -3,7 +3,7 @@
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::error::{Error, Result};
-use crate::repository::crypto::{Key, NONCE_BYTES, OVERHEAD_BYTES};
+use crate::repository::crypto::{Key, NONCE_BYTES, OVERHEAD, OVERHEAD_BYTES};
 use crate::repository::id::{BlobKind, Id};
 
 /// Largest blob that is read, bytes: restic's chunker stays below 8 MiB, ours at the chunk size.
@@ -32,7 +32,7 @@ impl BlobEntry {
     /// Bytes of the content.
     #[must_use]
     pub fn content_length(&self) -> u32 {
-        self.plain_length.unwrap_or_else(|| self.length.saturating_sub(OVERHEAD_BYTES as u32))
+        self.plain_length.unwrap_or_else(|| self.length.saturating_sub(OVERHEAD))
     }
 
     /// Where it ends in the pack, bytes.

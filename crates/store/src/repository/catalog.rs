@@ -32,6 +32,9 @@ struct Remembered {
     manifest: Option<Manifest>,
 }
 
+/// All backups, and the snapshots that are damaged.
+type Catalog = (Vec<StoredBackup>, Vec<(Id, Error)>);
+
 /// A backup with the nodes of its VM's folder.
 pub(crate) struct LoadedBackup {
     pub(crate) id: BackupId,
@@ -68,10 +71,14 @@ impl Repository {
     }
 
     /// All backups in the order of their ids, and the snapshots that are damaged.
-    pub(crate) fn catalog(&self) -> Result<(Vec<StoredBackup>, Vec<(Id, Error)>)> {
+    pub(crate) fn catalog(&self) -> Result<Catalog> {
         let path = self.cache.join(CACHE_FILE);
         let mut known = load(&path);
         let listed = self.core.backend.list(FileKind::Snapshot)?;
+        if listed.iter().any(|(id, _)| !known.contains_key(id)) {
+            // What another host wrote is in index files that are new, too.
+            self.index.refresh()?;
+        }
         let (mut current, mut problems, mut scratch, mut fresh) = (BTreeMap::new(), Vec::new(), Scratch::new()?, false);
         for (id, _) in listed {
             let remembered = match known.remove(&id) {
@@ -146,7 +153,14 @@ impl Repository {
             return Err(missing());
         }
         let mut scratch = Scratch::new()?;
-        let nodes = self.vm_nodes(&file, &snapshot, &mut scratch)?;
+        let nodes = match self.vm_nodes(&file, &snapshot, &mut scratch) {
+            Err(Error::Missing { .. }) => {
+                // Another host may have written it after our index was read.
+                self.index.refresh()?;
+                self.vm_nodes(&file, &snapshot, &mut scratch)?
+            }
+            other => other?,
+        };
         let manifest = self.manifest(&file, &nodes, &mut scratch)?;
         Ok(LoadedBackup { id: id.clone(), manifest, nodes })
     }

@@ -16,6 +16,8 @@ pub const NONCE_BYTES: usize = 16;
 pub const TAG_BYTES: usize = 16;
 /// What sealing adds, bytes.
 pub const OVERHEAD_BYTES: usize = NONCE_BYTES + TAG_BYTES;
+/// The same, for lengths in packs.
+pub const OVERHEAD: u32 = 32;
 
 /// Says only that the bytes are not what was sealed with this key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

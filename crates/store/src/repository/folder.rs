@@ -219,10 +219,10 @@ impl Upload for FolderUpload {
         self.file.sync_data().map_err(|error| Error::io("sync", &self.path, error))?;
         let target = self.folder.path(kind, id);
         let parent = target.parent().unwrap_or(&self.folder.root).to_owned();
-        rename(&self.path, &target, kind).or_else(|error| match error.kind() {
-            ErrorKind::NotFound => make_folder(&parent).and_then(|()| rename(&self.path, &target, kind).map_err(|error| Error::io("publish", &target, error))),
-            _ => Err(Error::io("publish", &target, error)),
-        })?;
+        if !parent.exists() {
+            make_folder(&parent)?;
+        }
+        rename(&self.path, &target, kind).map_err(|error| Error::io("publish", &target, error))?;
         self.published = true;
         self.folder.unsettled.lock().unwrap_or_else(PoisonError::into_inner).insert(parent);
         Ok(())

@@ -142,6 +142,19 @@ impl Repository {
         Err(failure)
     }
 
+    /// Writes an index file that says these packs are there, and takes it into the local index.
+    ///
+    /// Backups do this by themselves; it is public for tools that rebuild or synthesise an index.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_index(&self, packs: &[pack::PublishedPack]) -> Result<Id> {
+        let file = index_file::IndexFile::of(packs);
+        let id = sealed_file::write(&*self.core.backend, &self.core.key, backend::FileKind::Index, &file)?;
+        self.index.add(id, packs)?;
+        Ok(id)
+    }
+
     fn begin_backup(&self, vm: &VmId, time: Timestamp) -> Result<write::BackupWriter<'_>> {
         let lease = self.lease()?;
         if lease.alone {

@@ -5,7 +5,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use crate::error::{Error, Result};
 use crate::repository::backend::{Backend, FileKind, Upload};
 use crate::repository::blob::{BlobEntry, SealedBlob};
-use crate::repository::crypto::{Key, OVERHEAD_BYTES};
+use crate::repository::crypto::{Key, OVERHEAD};
 use crate::repository::id::{BlobKind, ID_BYTES, Id, PackId};
 
 /// A pack is closed when it has this many bytes.
@@ -155,7 +155,7 @@ fn decode_table(mut table: &[u8]) -> Option<Vec<BlobEntry>> {
         let (plain_length, rest) = if compressed { rest.split_first_chunk::<4>().map(|(length, rest)| (Some(u32::from_le_bytes(*length)), rest))? } else { (None, rest) };
         let (id, rest) = rest.split_first_chunk::<ID_BYTES>()?;
         let length = u32::from_le_bytes(*length);
-        if length < OVERHEAD_BYTES as u32 {
+        if length < OVERHEAD {
             return None;
         }
         blobs.push(BlobEntry { id: Id(*id), kind, offset, length, plain_length });

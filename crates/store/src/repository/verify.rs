@@ -231,10 +231,7 @@ impl Verifier<'_> {
 
     fn blame(&mut self, failures: Vec<Error>, backup: Option<&BackupId>) {
         for failure in failures {
-            let subject = match &failure {
-                Error::Damaged { kind, id, .. } => format!("{kind} {id}"),
-                other => other.to_string(),
-            };
+            let subject = if let Error::Damaged { kind, id, .. } = &failure { format!("{kind} {id}") } else { failure.to_string() };
             self.damages.add(subject, problem_of(failure), backup);
         }
     }
@@ -355,8 +352,5 @@ impl Verifier<'_> {
 
 /// What is wrong, without the name that stands before it.
 fn problem_of(error: Error) -> String {
-    match error {
-        Error::Damaged { problem, .. } => problem,
-        other => other.to_string(),
-    }
+    if let Error::Damaged { problem, .. } = error { problem } else { error.to_string() }
 }

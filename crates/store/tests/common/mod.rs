@@ -1,5 +1,6 @@
 //! What the store's tests share: a repository in a temporary folder, sample disks, stock restic.
 #![expect(dead_code, reason = "every test file uses its own part")]
+#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a failed assumption is a failed test; lengths are small")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -144,6 +145,7 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
             read_bytes: 0,
             stored_bytes: 0,
             audited_bytes: 0,
+            audit: None,
         }).collect(),
         skipped: vec![],
         findings: vec![],

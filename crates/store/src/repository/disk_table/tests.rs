@@ -37,7 +37,7 @@ impl Trees for Memory {
 }
 
 fn zero_id(bytes: u64) -> ChunkId {
-    Id::of(&vec![0; bytes as usize])
+    Id::of(&vec![0; usize::try_from(bytes).unwrap()])
 }
 
 fn data_id(number: u64) -> ChunkId {
@@ -73,7 +73,7 @@ fn build(memory: &Memory, layout: Layout, parts: &[(Part, u64)], salt: u64, base
         match (part, base) {
             (Part::Base, Some((_, old, chunks))) if !range.is_empty() && old.same_extent(&layout, &range) => {
                 table.fill(end, Fill::Base).unwrap();
-                expected.extend_from_slice(&chunks[start as usize..end as usize]);
+                expected.extend_from_slice(&chunks[usize::try_from(start).unwrap()..usize::try_from(end).unwrap()]);
             }
             (Part::Zero, _) => {
                 table.fill(end, Fill::Zero).unwrap();

@@ -95,7 +95,14 @@ impl Index {
         self.refresh_held()
     }
 
+    /// Goes on until nothing was lost on the way: merging may find a run damaged, which must then be read again.
     fn refresh_held(&self) -> Result<()> {
+        while !self.refresh_once()? {}
+        Ok(())
+    }
+
+    fn refresh_once(&self) -> Result<bool> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let listed: HashSet<Id> = self.core.backend.list(FileKind::Index)?.into_iter().map(|(id, _)| id).collect();
         let mut runs = self.load_runs()?;
         runs.sort_by_key(|run| std::cmp::Reverse(run.records));
@@ -153,26 +160,27 @@ impl Index {
         batch.complete(index);
         let mut runs = self.view().runs.to_vec();
         runs.push(Arc::new(batch.write(&self.folder)?));
-        self.install(runs)
+        if self.install(runs)? { Ok(()) } else { self.refresh_held() }
     }
 
     /// Makes these the runs, merged if there are too many. Half of them are merged at a time, the smallest, so that
-    /// a record is rewritten a logarithmic number of times.
-    fn install(&self, mut runs: Vec<Arc<Run>>) -> Result<()> {
+    /// a record is rewritten a logarithmic number of times. Says whether all are still there.
+    fn install(&self, mut runs: Vec<Arc<Run>>) -> Result<bool> {
+        let mut complete = true;
         while runs.len() > RUNS_MAX {
             runs.sort_by_key(|run| std::cmp::Reverse(run.records));
             let small = runs.split_off(if runs.len() > 2 * RUNS_MAX { 0 } else { RUNS_MAX / 2 - 1 });
             let sources: Vec<&Run> = small.iter().map(|run| &**run).collect();
             match merge(&self.folder, &sources) {
                 Ok(merged) => runs.push(Arc::new(merged)),
-                // A damaged run: without any of these the next refresh reads their index files again.
-                Err(Error::Damaged { .. }) => {}
+                // One of them is damaged: the next refresh reads the index files of all of them again.
+                Err(Error::Damaged { .. }) => complete = false,
                 Err(error) => return Err(error),
             }
             small.iter().for_each(|run| discard(run));
         }
         *self.runs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(runs);
-        Ok(())
+        Ok(complete)
     }
 
     /// All places of a blob.

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::repository::backend::Backend as _;
 use crate::repository::crypto::Key;
 use crate::repository::folder::Folder;
 use crate::repository::index_file::IndexFile;

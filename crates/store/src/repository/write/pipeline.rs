@@ -70,10 +70,25 @@ impl Shared {
         }
     }
 
+    /// Stores a chunk; that of zeros is hashed and looked up once per thread, because disks are full of them.
+    fn store_chunk(&self, sealer: &mut Sealer, packer: &Sender<SealedBlob>, plain: &[u8], zeros: &mut Option<(usize, Id)>) -> Result<(Id, Stored)> {
+        if !is_zero(plain) {
+            return self.store(sealer, packer, BlobKind::Data, plain);
+        }
+        match *zeros {
+            Some((length, id)) if length == plain.len() => Ok((id, Stored::Known)),
+            Some(_) | None => {
+                let outcome = self.store(sealer, packer, BlobKind::Data, plain)?;
+                *zeros = Some((plain.len(), outcome.0));
+                Ok(outcome)
+            }
+        }
+    }
+
     /// Stores a blob unless it is there.
     ///
     /// # Errors
-    /// When it cannot be stored; the poison is set then.
+    /// When it cannot be stored.
     pub fn store(&self, sealer: &mut Sealer, packer: &Sender<SealedBlob>, kind: BlobKind, plain: &[u8]) -> Result<(Id, Stored)> {
         let id = Id::of(plain);
         if !self.known.claim(kind, id)? {
@@ -172,8 +187,9 @@ impl Drop for Pipeline {
 
 fn work(shared: &Shared, jobs: &Receiver<Job>, packer: &Sender<SealedBlob>) -> Result<()> {
     let mut sealer = Sealer::new()?;
+    let mut zeros: Option<(usize, Id)> = None;
     for Job { chunk, data, recycler, reply } in jobs {
-        let outcome = if shared.poison.is_set() { Err(Error::Poisoned) } else { shared.store(&mut sealer, packer, BlobKind::Data, &data) };
+        let outcome = if shared.poison.is_set() { Err(Error::Poisoned) } else { shared.store_chunk(&mut sealer, packer, &data, &mut zeros) };
         recycler(data);
         let outcome = match outcome {
             Ok(outcome) => Some(outcome),
@@ -187,6 +203,11 @@ fn work(shared: &Shared, jobs: &Receiver<Job>, packer: &Sender<SealedBlob>) -> R
         drop(reply.send(Reply { chunk, outcome }));
     }
     Ok(())
+}
+
+/// Whether there is nothing but zeros; stops at the first 64 bytes that are something else.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// Fills one pack of data and one of trees. After a failure it goes on taking blobs, so that nobody waits for it.
