@@ -9,6 +9,7 @@ mod definition;
 mod disk;
 pub mod disks;
 mod error;
+mod hazards;
 pub mod holders;
 pub mod image;
 mod leftovers;

@@ -21,7 +21,7 @@ use crate::schema::Capabilities;
 use crate::temporary::Temporary;
 use crate::watchdog::{Watchdog, WatchdogCommand};
 use crate::workspace::{VmLock, Workspace};
-use crate::{agent, bitmaps, definition, leftovers};
+use crate::{agent, bitmaps, definition, hazards, leftovers};
 
 /// How to reach a running VM.
 #[derive(Debug, Clone)]
@@ -108,6 +108,7 @@ impl Live {
     fn point(&mut self, request: &PointRequest, undo: &mut Undo) -> Result<Made> {
         let survey = self.survey()?;
         let targets = target::targets(&survey.disks, &survey.nodes, request)?;
+        hazards::check(&mut self.qmp, &targets)?;
         let names = Temporary::new(&request.run);
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
         workspace.give_to(&self.peer)?;

@@ -59,9 +59,11 @@ fn a_point_keeps_its_moment_while_the_guest_writes_on() {
             let content = read_all(open.as_mut());
             assert!(is_filled(&content, 0, MIB, 0) && is_filled(&content, MIB, MIB, byte), "{disk}, jobs {force_jobs}");
             assert!(is_filled(&content, 2 * MIB, MIB, 0), "{disk}, jobs {force_jobs}");
-            assert_eq!(
-                open.data(&extents(&[(0, 8 * MIB)])).unwrap(),
-                if disk == "virtio0" { open.data(&extents(&[(0, 8 * MIB)])).unwrap() } else { extents(&[(MIB, MIB)]) }
+            // Old QEMUs call what was written since data too; and new raw files have their first block allocated.
+            let data = open.data(&extents(&[(0, 8 * MIB)])).unwrap();
+            assert!(
+                extents(&[(MIB, MIB)]).difference(&data).is_empty() && data.difference(&extents(&[(0, 4096), (MIB, 2 * MIB)])).is_empty(),
+                "{disk} {data:?}"
             );
         }
         point.release().unwrap();
@@ -231,4 +233,25 @@ fn images_named_by_qemu_s_own_folder_are_told_with_their_whole_path() {
     let qemu = QemuBuilder::new(place.dir.path()).disk(Disk::qcow2("vda", &up.join(relative))).start();
     let facts = place.live(&qemu).facts().unwrap();
     assert!(facts.disks[0].image.starts_with('/') && std::path::Path::new(&facts.disks[0].image).exists(), "{:?}", facts.disks[0].image);
+}
+
+// QEMU < 9.0 would abort here, taking the guest with it: see `hazards`.
+#[test]
+fn a_disk_in_an_iothread_is_read_or_refused_and_the_guest_lives() {
+    let place = Place::new();
+    let file = place.image("vda", Format::Qcow2, 16 * MIB);
+    let node = json!({ "driver": "qcow2", "node-name": "node-vda", "file": { "driver": "file", "filename": file } }).to_string();
+    let arguments = ["-object", "iothread,id=io1", "-blockdev", &node, "-device", "virtio-blk-pci,id=vda,drive=node-vda,iothread=io1"];
+    let mut qemu = QemuBuilder::new(place.dir.path()).args(&arguments).start();
+    let version = qemu.qmp("query-version", json!({}))["qemu"]["major"].as_u64().unwrap();
+    let mut live = place.live(&qemu);
+    match live.begin(&request(&[("vda", None)], Some(1))) {
+        Ok(mut point) => {
+            assert!(version >= 9);
+            read_all(open(&mut point, "vda").as_mut());
+            point.release().unwrap();
+        }
+        Err(failure) => assert!(version < 9 && failure.to_string().contains("iothread"), "{failure}"),
+    }
+    assert_eq!(qemu.status(), "running");
 }
