@@ -110,6 +110,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn listen(listener: &UnixListener, state: &Arc<State>) {
     for client in listener.incoming().flatten() {
+        if lock(&state.connections).is_none() {
+            return;
+        }
         let Ok(server) = UnixStream::connect(&state.target) else { continue };
         let Some(pair) = Pair::new(client, server, state) else { return };
         let shared = Arc::clone(state);
