@@ -1,0 +1,90 @@
+"""keepmark on a running QEMU without a guest."""
+
+import json
+import shutil
+
+from ..meter import measure, warm
+from ..process import Failed, run
+from ..vm import Vm
+from .tool import Tool
+
+
+class Keepmark(Tool):
+    """Encrypted, compressed, deduplicated."""
+
+    name = "keepmark"
+
+    def __init__(self, bench):
+        super().__init__(bench)
+        self.program = bench.options.keepmark
+        self.vm = Vm.with_copy(bench.children, self.folder / "vm", bench.qcow2)
+        self._environment = {
+            "KEEPMARK_PASSWORD": "bench", "HOME": str(self.folder), "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+        }
+        self._store = self.folder / "store"
+
+    def label(self):
+        return run([self.program, "--version"]).strip()
+
+    def write(self, dirty):
+        self.vm.write(dirty)
+
+    def new_store(self):
+        shutil.rmtree(self._store, ignore_errors=True)
+        self.vm.forget_bitmaps()
+        measure([self.program, "init", self._store], self.folder, environment=self._environment)
+
+    def backup(self, kinds):
+        """Measures one backup; fails if it was of none of these kinds."""
+        warm(self.vm.image)
+        cost = measure(
+            [self.program, "--store", self._store, "--json", "-q", "backup", f"qmp:{self.vm.socket}"],
+            self.folder, [self.vm.pid], self._environment, written=self._store,
+        )
+        self.told = finished(cost.output)
+        if self.told["kind"] not in kinds:
+            raise Failed(f"keepmark made a {self.told['kind']} backup: {self.told['reason']}")
+        self.has_base = True
+        return cost
+
+    def full(self):
+        self.new_store()
+        return self.backup(("full",))
+
+    def incremental(self, _dirty):
+        return self.backup(("incremental", "differential"))
+
+    def resync(self):
+        """After a kill of QEMU nothing that its bitmaps knew is left."""
+        self.ensure_base()
+        self.vm.kill()
+        self.vm.boot()
+        return self.backup(("resync",))
+
+    def restore(self, verify=False):
+        out = self.empty("restored")
+        cost = measure(
+            [self.program, "--store", self._store, "-q", "restore", f"{self.vm.name}@latest", "--to", out],
+            self.folder, environment=self._environment, written=out,
+        )
+        if verify:
+            self._compare(next(out.glob("*.raw")))
+        shutil.rmtree(out)
+        return cost
+
+    def _compare(self, restored):
+        """The VM is paused, so that its disk is still what the newest backup holds."""
+        address = self.vm.export(self.folder / "compare")
+        try:
+            run(["qemu-img", "compare", "-f", "raw", "-F", "raw", restored, address])
+        finally:
+            self.vm.unexport()
+
+
+def finished(output):
+    """The last event of a backup."""
+    for line in reversed(output.splitlines()):
+        if line.startswith("{") and (event := json.loads(line)).get("event") == "finished":
+            return event
+    raise Failed(f"keepmark did not say how it finished: {output[-300:]}")
