@@ -2,6 +2,7 @@
 //!
 //! `store_bench REPOSITORY PASSWORD CACHE full|inc|restore FILE [MIB]`. `inc` stores MIB scattered MiB of new bytes over the
 //! newest backup; `restore` writes FILE.
+#![expect(clippy::print_stdout, reason = "an example speaks for itself")]
 
 use std::error::Error;
 use std::fs::File;

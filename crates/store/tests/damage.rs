@@ -101,7 +101,7 @@ fn data_that_only_one_needs_hits_only_that_one() {
     Two::flip(&pack, 40);
     let (good, damages) = two.verify(true);
     assert_eq!(damages.iter().map(|(subject, hit)| (subject.starts_with("pack") || subject.starts_with("snapshot"), hit.clone())).collect::<Vec<_>>(), [(true, vec![two.second.0.clone()])]);
-    assert_eq!(good, [two.first.0.clone()]);
+    assert_eq!(good, std::slice::from_ref(&two.first.0));
     assert!(restores(&two.place.open(), &two.first));
 }
 
@@ -135,7 +135,7 @@ fn a_damaged_index_hits_those_that_need_it_and_not_the_next_backup() {
     let index = two.file(1, "index", true);
     Two::flip(&index, 60);
     let (good, damages) = two.verify(false);
-    assert_eq!(good, [two.first.0.clone()]);
+    assert_eq!(good, std::slice::from_ref(&two.first.0));
     assert!(damages.contains(&(format!("index {}", Two::name(&index)), vec![])) || damages.iter().any(|(subject, _)| subject.contains(&Two::name(&index))), "{damages:?}");
     assert!(damages.iter().any(|(_, hit)| *hit == [two.second.0.clone()]), "{damages:?}");
     let repository = two.place.open();
@@ -151,7 +151,7 @@ fn a_damaged_snapshot_hits_itself() {
     Two::flip(&snapshot, 60);
     fs::remove_dir_all(two.place.cache()).unwrap();
     let (listed, problems) = two.place.open().backups(None).unwrap();
-    assert_eq!(listed.into_iter().map(|backup| backup.id).collect::<Vec<_>>(), [two.first.0.clone()]);
+    assert_eq!(listed.into_iter().map(|backup| backup.id).collect::<Vec<_>>(), std::slice::from_ref(&two.first.0));
     assert!(problems[0].contains(&Two::name(&snapshot)), "{problems:?}");
     let (good, damages) = two.verify(true);
     assert_eq!((good, damages), (vec![two.first.0.clone()], vec![(format!("snapshot {}", Two::name(&snapshot)), vec![two.second.0.clone()])]));
