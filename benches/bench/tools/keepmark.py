@@ -18,10 +18,10 @@ class Keepmark(Tool):
         super().__init__(bench)
         self.program = bench.options.keepmark
         self.vm = Vm.with_copy(bench.children, self.folder / "vm", bench.qcow2)
-        self._environment = {
-            "KEEPMARK_PASSWORD": "bench", "HOME": str(self.folder), "XDG_CACHE_HOME": str(self.folder / "cache"),
-            "XDG_CONFIG_HOME": str(self.folder / "config"),
-        }
+        self._environment = {"KEEPMARK_PASSWORD": "bench"}
+        self._config = self.folder / "keepmark.toml"
+        self.cache = self.folder / "cache"
+        self._config.write_text(f'cache_dir = "{self.cache}"\n')
         self._store = self.folder / "store"
 
     def label(self):
@@ -30,16 +30,20 @@ class Keepmark(Tool):
     def write(self, dirty):
         self.vm.write(dirty)
 
+    def _keepmark(self):
+        """The program with a configuration of our own: nothing of the host's is read, and the cache lies in our folder."""
+        return self.program, "--config", self._config
+
     def new_store(self):
         shutil.rmtree(self._store, ignore_errors=True)
         self.vm.forget_bitmaps()
-        measure([self.program, "init", self._store], self.folder, environment=self._environment)
+        measure([*self._keepmark(), "init", self._store], self.folder, environment=self._environment)
 
     def backup(self, kinds):
         """Measures one backup; fails if it was of none of these kinds."""
         warm(self.vm.image)
         cost = measure(
-            [self.program, "--store", self._store, "--json", "-q", "backup", f"qmp:{self.vm.socket}"],
+            [*self._keepmark(), "--store", self._store, "--json", "-q", "backup", f"qmp:{self.vm.socket}"],
             self.folder, [self.vm.pid], self._environment, written=self._store,
         )
         self.told = finished(cost.output)
@@ -65,7 +69,7 @@ class Keepmark(Tool):
     def restore(self, verify=False):
         out = self.empty("restored")
         cost = measure(
-            [self.program, "--store", self._store, "-q", "restore", f"{self.vm.name}@latest", "--to", out],
+            [*self._keepmark(), "--store", self._store, "-q", "restore", f"{self.vm.name}@latest", "--to", out],
             self.folder, environment=self._environment, written=out,
         )
         if verify:
