@@ -13,7 +13,7 @@ export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: help deps bench-deps build lint test demo bench fuzz clean
+.PHONY: help deps bench-deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +38,11 @@ demo: deps build ## one guest, from the first full backup to the restored, boote
 	@scripts/demo.sh
 
 bench: bench-deps build ## speed and memory against other programs, on a disk that the script makes
-	@scripts/bench.sh
+	@python3 -B benches/run.py
+
+bench-growth: build ## how the cost of an incremental grows with the disk and with the repository
+	$(CARGO) build --release -p keepmark-store --example synthesize
+	@python3 -B benches/growth.py
 
 fuzz: ## longer property tests of everything that is parsed from outside
 	PROPTEST_CASES=20000 $(CARGO) test --release -p keepmark-nbd -p keepmark-model --lib
