@@ -2,5 +2,10 @@
 //!
 //! `lab` has what all share. Read `round_trip` first: it is the main job from beginning to end.
 
+mod bad_guests;
+mod bad_peers;
+mod bad_stores;
+mod changed_disks;
+mod gate;
 mod lab;
 mod round_trip;

@@ -22,7 +22,10 @@ fn every_backup_of_a_running_vm_restores_to_its_moment() {
     let incremental = lab.keepmark.backup(&through.vm(), &[]);
     let second = through.take();
     assert_eq!(incremental["kind"], "incremental");
-    assert_eq!((disk(&incremental, "vda")["dirty_bytes"].as_u64(), disk(&incremental, "vda")["read_bytes"].as_u64()), (Some(2 * MIB), Some(2 * MIB)));
+    assert_eq!(
+        (disk(&incremental, "vda")["dirty_bytes"].as_u64(), disk(&incremental, "vda")["read_bytes"].as_u64()),
+        (Some(2 * MIB), Some(2 * MIB))
+    );
     assert_eq!(disk(&incremental, "sdb")["read_bytes"], MIB);
 
     first.assert_restored(&lab.restore(id(&full), "out1"), Format::Raw);
