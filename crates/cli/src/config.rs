@@ -24,6 +24,8 @@ pub struct Config {
     pub cache_dir: Option<PathBuf>,
     /// How long a guest's file systems may stay frozen, seconds; 0 never freezes.
     pub freeze_deadline_s: Option<u64>,
+    /// Days after which a checkpoint goes whose store is not the one in use; 0 keeps it for ever.
+    pub hold_checkpoints_days: Option<u32>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,7 @@ impl Config {
             run_dir: self.run_dir.or(below.run_dir),
             cache_dir: self.cache_dir.or(below.cache_dir),
             freeze_deadline_s: self.freeze_deadline_s.or(below.freeze_deadline_s),
+            hold_checkpoints_days: self.hold_checkpoints_days.or(below.hold_checkpoints_days),
         }
     }
 }

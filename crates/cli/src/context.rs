@@ -16,6 +16,8 @@ use crate::signals;
 
 /// Longest time that a guest's file systems stay frozen unless configured otherwise.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a store that is not at hand keeps its checkpoints unless configured otherwise: a monthly rhythm with some delay.
+const HOLD_CHECKPOINTS_DAYS: u32 = 35;
 
 /// What subcommands share.
 pub struct Context {
@@ -59,6 +61,12 @@ impl Context {
     pub fn freeze(&self) -> Freeze {
         let deadline = self.config.freeze_deadline_s.map_or(FREEZE_DEADLINE, Duration::from_secs);
         if deadline.is_zero() { Freeze::Never } else { Freeze::IfPossible { deadline } }
+    }
+
+    /// How long a store that is not at hand keeps its checkpoints; none is for ever.
+    pub fn hold_checkpoints(&self) -> Option<Duration> {
+        let days = self.config.hold_checkpoints_days.unwrap_or(HOLD_CHECKPOINTS_DAYS);
+        (days > 0).then(|| Duration::from_hours(24 * u64::from(days)))
     }
 }
 

@@ -1,8 +1,10 @@
 //! The audit of an incremental, before anything is stored: do the blocks that the bitmaps call clean still fit the base?
 
-use keepmark_model::audit::{AuditRecord, AuditWish, sample, sample_count, suspicion, undetected_max_ppm, window};
+use keepmark_model::audit::{
+    AuditRecord, AuditWish, last_clean, sample, sample_count, suspicion, undetected_max_ppm, window, windows_from_end,
+};
 use keepmark_model::seam::{BackupReader, FrozenDisk, Result};
-use keepmark_model::{ChunkIndex, ChunkSize, DiskName, Extent, Extents};
+use keepmark_model::{ChunkIndex, ChunkSize, DiskName, Extent, Extents, Size};
 
 /// What an audit compares with, and how much is wanted.
 pub struct Audit<'a> {
@@ -19,8 +21,8 @@ pub struct Audit<'a> {
 /// What an audit found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Audited {
-    /// Nothing contradicts the bitmaps; so many bytes were read to see that.
-    Clean(AuditRecord, u64),
+    /// Nothing contradicts the bitmaps; so many bytes were read to see that. Without a record only the end was looked at.
+    Clean(Option<AuditRecord>, u64),
     /// The bitmaps lied; in words.
     Contradiction(String),
 }
@@ -30,6 +32,45 @@ pub enum Audited {
 /// # Errors
 /// When the disk or the base cannot be read.
 pub fn audit(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk: ChunkSize, audit: &Audit<'_>) -> Result<Audited> {
+    let end = end_of_clean_data(name, disk.size(), changed, chunk, audit.base)?;
+    let (read_at_end, cut) = compare(disk, name, end.as_slice(), chunk, audit.base)?;
+    if let Some(cut) = cut {
+        return Ok(Audited::Contradiction(format!(
+            "the last data that are called clean, bytes {} to {}, are not as in the last backup: the disk may have been cut and grown again",
+            cut.start, cut.end
+        )));
+    }
+    if audit.wish == AuditWish::Off {
+        return Ok(Audited::Clean(None, read_at_end));
+    }
+    Ok(match sampled(disk, name, changed, chunk, audit)? {
+        Audited::Clean(record, bytes) => Audited::Clean(record, bytes + read_at_end),
+        lie @ Audited::Contradiction(_) => lie,
+    })
+}
+
+/// The chunk that no cut of the disk can have spared without sparing everything.
+fn end_of_clean_data(
+    name: &DiskName,
+    size: Size,
+    changed: &Extents,
+    chunk: ChunkSize,
+    base: &dyn BackupReader,
+) -> Result<Option<ChunkIndex>> {
+    if changed.total() >= size {
+        return Ok(None);
+    }
+    for window in windows_from_end(size) {
+        let data_then = base.data(name, &Extents::from_iter([window]))?.clip(size);
+        if let Some(last) = last_clean(&data_then, changed, chunk) {
+            return Ok(Some(last));
+        }
+    }
+    Ok(None)
+}
+
+/// The allocation of the part of the disk whose turn it is, and a random sample of it.
+fn sampled(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk: ChunkSize, audit: &Audit<'_>) -> Result<Audited> {
     let size = disk.size();
     let window = window(size, audit.last);
     let within = Extents::from_iter([window]);
@@ -59,7 +100,7 @@ pub fn audit(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chun
         sampled_bytes: sampled.iter().map(|index| chunk.extent(*index, size).len()).sum(),
         undetected_max_ppm: undetected_max_ppm(sampled.len() as u64, clean.chunks(chunk).count() as u64),
     };
-    Ok(Audited::Clean(record, bytes))
+    Ok(Audited::Clean(Some(record), bytes))
 }
 
 /// Reads chunks and compares them with the base: bytes read, and the first that differs.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::VmFacts;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
-use keepmark_model::plan::{DiskPlan, Plan, Request, obsolete_checkpoints, plan};
+use keepmark_model::plan::{DiskPlan, Hold, Plan, Request, obsolete_checkpoints, plan};
 use keepmark_model::seam::{
     BackupReader, BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile,
     Store,
@@ -32,6 +32,8 @@ pub struct BackupJob {
     pub freeze: Freeze,
     /// How much of what the bitmaps call clean is looked at again.
     pub audit: AuditWish,
+    /// How long a store that is not at hand keeps its checkpoints; none waits for ever.
+    pub hold_checkpoints: Option<Duration>,
     /// Program name and version for the manifest.
     pub program: String,
 }
@@ -156,8 +158,7 @@ impl Run<'_> {
                 None
             }
         };
-        let wanted = base.as_deref().filter(|_| self.job.audit != AuditWish::Off);
-        let audit = wanted.map(|base| Audit { base, last: last_window(base, &disk), wish: self.job.audit, seed: self.seed() });
+        let audit = base.as_deref().map(|base| Audit { base, last: last_window(base, &disk), wish: self.job.audit, seed: self.seed() });
         capture(frozen, &disk, chunk, audit.as_ref(), writer, self.monitor)
     }
 
@@ -240,8 +241,9 @@ impl Run<'_> {
     fn remove_obsolete(&self, vm: &mut dyn Hypervisor, id: &BackupId, manifest: &Manifest) {
         let mut sequence = self.outlook.sequence.clone();
         sequence.push(StoredBackup { id: id.clone(), manifest: manifest.clone() });
+        let hold = Hold { now: (self.world.now)(), longest: self.job.hold_checkpoints };
         let removed = vm.facts().and_then(|facts| {
-            let names = obsolete_checkpoints(&facts, &self.store.id(), &sequence);
+            let names = obsolete_checkpoints(&facts, &self.store.id(), &sequence, &hold);
             if names.is_empty() { Ok(()) } else { vm.remove_checkpoints(&names) }
         });
         if let Err(failure) = removed {

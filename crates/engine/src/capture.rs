@@ -37,7 +37,7 @@ struct Scope {
     reason: String,
     base: Option<BackupId>,
     dirty: Extents,
-    audit: Option<(AuditRecord, u64)>,
+    audit: Option<(Option<AuditRecord>, u64)>,
 }
 
 /// Reads what the plan says of one disk and stores it.
@@ -56,9 +56,8 @@ pub fn capture(
     if size != plan.size {
         return Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into());
     }
-    let scope = scope(disk, plan, chunk, auditing, monitor)?;
-    match store(disk, plan, &scope, chunk, writer, monitor) {
-        Err(failure) if scope.base.is_some() && !monitor.interrupted() && is_base_unusable(&failure) => {
+    match on_base(disk, plan, chunk, auditing, writer, monitor) {
+        Err(failure) if plan.since.is_some() && !monitor.interrupted() && is_base_unusable(&failure) => {
             monitor.finding(&format!(
                 "disk {}: the base cannot be read, so the whole disk is stored anew: {}",
                 plan.name,
@@ -70,13 +69,29 @@ pub fn capture(
     }
 }
 
+fn on_base(
+    disk: &mut dyn FrozenDisk,
+    plan: &DiskPlan,
+    chunk: ChunkSize,
+    auditing: Option<&Audit<'_>>,
+    writer: &mut dyn BackupWriter,
+    monitor: &dyn Monitor,
+) -> Result<Captured> {
+    let scope = scope(disk, plan, chunk, auditing, monitor)?;
+    store(disk, plan, &scope, chunk, writer, monitor)
+}
+
 /// Marks a failure of the store to read the base's tables.
 #[derive(Debug, thiserror::Error)]
 #[error("the tables of the base cannot be used")]
 struct BaseUnusable(#[source] keepmark_model::Failure);
 
+/// Damage in the store; of all that a backup reads there, only the base can have it. It may show late, since trees are read when
+/// they are needed.
 fn is_base_unusable(failure: &keepmark_model::Failure) -> bool {
+    use keepmark_store::Error::{Damaged, Missing};
     failure.is::<BaseUnusable>()
+        || failure.get::<keepmark_store::Error>().is_some_and(|error| matches!(error, Damaged { .. } | Missing { .. }))
 }
 
 fn scope(
@@ -135,7 +150,7 @@ fn store(
         read_bytes: content.put.total().0,
         stored_bytes: stored.stored_bytes,
         audited_bytes: scope.audit.as_ref().map_or(0, |(_, bytes)| *bytes),
-        audit: scope.audit.as_ref().map(|(record, _)| record.clone()),
+        audit: scope.audit.as_ref().and_then(|(record, _)| record.clone()),
     })
 }
 

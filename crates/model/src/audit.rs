@@ -1,8 +1,10 @@
 //! Audit: what of the blocks that the bitmaps call clean is looked at again, and what that proves.
 //!
-//! Two checks cost next to nothing beside an incremental. *Allocation*: a clean chunk that is a hole now and held data in the base
+//! Three checks cost next to nothing beside an incremental. *End*: a disk that was cut and grown back lost everything behind the
+//! cut, so it lost the last of its clean data: if that one chunk is as it was, no cut harmed anything clean, however large the disk
+//! is and wherever the cut lay. *Allocation*: a clean chunk that is a hole now and held data in the base
 //! is a contradiction at once; one whose holes and data lie otherwise than the base's may be one, and is read. *Sample*: clean
-//! chunks chosen at random are read and compared with the base by hash. Both have bounds that do not grow with the disk.
+//! chunks chosen at random are read and compared with the base by hash. All have bounds that do not grow with the disk.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,8 @@ use crate::extents::{ChunkIndex, ChunkSize, Extent, Extents, Size};
 
 /// How much of a disk the allocation check covers in one backup; a larger disk takes turns.
 pub const WINDOW_BYTES: u64 = 16 << 30;
+/// The first window in which the last clean data are looked for.
+const END_BYTES: u64 = 64 << 20;
 /// Fewest chunks that the default sample reads.
 pub const SAMPLE_CHUNKS_MIN: u64 = 4;
 /// The default sample reads at most this share of what the incremental reads, in percent.
@@ -20,7 +24,7 @@ pub const SAMPLE_PERCENT: u64 = 4;
 pub enum AuditWish {
     /// So little that it costs under 5 % of the incremental.
     Default,
-    /// Neither sample nor allocation check.
+    /// Neither sample nor allocation check; the end is looked at all the same.
     Off,
     /// So many chunks of each disk.
     Chunks(u64),
@@ -56,6 +60,24 @@ pub fn window(size: Size, last: Option<Extent>) -> Extent {
     let start = last.map_or(0, |extent| extent.end);
     let start = if start >= size.0 { 0 } else { start };
     Extent::new(start, start.saturating_add(WINDOW_BYTES).min(size.0))
+}
+
+/// Windows from the end of a disk to its start, in which the last clean data are looked for; small first, since mostly they lie there.
+pub fn windows_from_end(size: Size) -> impl Iterator<Item = Extent> {
+    let mut end = size.0;
+    let mut length = END_BYTES;
+    std::iter::from_fn(move || {
+        let window = Extent::new(end.saturating_sub(length), end);
+        end = window.start;
+        length = length.saturating_mul(4).min(WINDOW_BYTES);
+        (!window.is_empty()).then_some(window)
+    })
+}
+
+/// The last chunk that is called clean and holds data in the base, of a window; both sets are whole chunks.
+#[must_use]
+pub fn last_clean(data_then: &Extents, changed: &Extents, chunk: ChunkSize) -> Option<ChunkIndex> {
+    data_then.difference(changed).iter().next_back().map(|extent| chunk.index(extent.end - 1))
 }
 
 /// Compares allocation now with the base's within a window.
@@ -182,6 +204,26 @@ mod tests {
         assert_eq!(suspicion(Extent::new(0, size.0), &Extents::new(), &same, &same, chunk(), size), Suspicion::default());
         let outside = suspicion(Extent::new(0, 4 * CHUNK), &Extents::new(), &chunks(&[(1, 3)]), &same, chunk(), size);
         assert_eq!(outside, Suspicion::default());
+    }
+
+    #[test]
+    fn windows_from_the_end_cover_the_disk_once() {
+        for size in [0, 1, END_BYTES, END_BYTES + 1, 3 * WINDOW_BYTES + 512] {
+            let windows: Vec<Extent> = windows_from_end(Size(size)).collect();
+            assert_eq!(windows.iter().map(|window| window.len()).sum::<u64>(), size);
+            assert_eq!(windows.iter().copied().collect::<Extents>(), Extents::whole(Size(size)));
+            assert!(windows.windows(2).all(|pair| pair[1].end == pair[0].start && pair[1].len() <= WINDOW_BYTES));
+        }
+    }
+
+    #[test]
+    fn whatever_a_cut_takes_of_clean_data_it_takes_the_last() {
+        let last = |then: &[(u64, u64)], changed: &[(u64, u64)]| last_clean(&chunks(then), &chunks(changed), chunk()).map(|index| index.0);
+        assert_eq!(last(&[(0, 3), (5, 8)], &[]), Some(7));
+        assert_eq!(last(&[(0, 3), (5, 8)], &[(6, 9)]), Some(5));
+        assert_eq!(last(&[(0, 3), (5, 8)], &[(4, 20)]), Some(2));
+        assert_eq!(last(&[(0, 3)], &[(0, 3)]), None);
+        assert_eq!(last(&[], &[]), None);
     }
 
     #[test]

@@ -161,6 +161,17 @@ impl CheckpointName {
         if ours { Ok(Self(text.to_owned())) } else { Err(NameError::Checkpoint { text: text.chars().take(NAME_BYTES_MAX).collect() }) }
     }
 
+    /// When it was made, by the clock of the host that made it; none if its digits are no time.
+    #[must_use]
+    pub fn time(&self) -> Option<Timestamp> {
+        let digits = self.0.strip_prefix(CHECKPOINT_PREFIX)?.split('-').next()?;
+        jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", digits)
+            .ok()?
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .ok()
+            .map(|zoned| zoned.timestamp())
+    }
+
     /// Whether it was made for the store with this tag (see [`StoreId::tag`]).
     #[must_use]
     pub fn is_for(&self, store: &StoreId) -> bool {
@@ -225,6 +236,8 @@ mod tests {
         assert!(name.is_for(&store));
         assert!(!name.is_for(&StoreId::new("another")));
         assert!(CheckpointName::parse("km1-20261122T180000Z-3f9a1c0d7be2").is_ok());
+        assert_eq!(name.time(), Some(time));
+        assert_eq!(CheckpointName::parse("km1-20269922T180000Z-3f9a1c0d7be2").unwrap().time(), None);
     }
 
     #[test]

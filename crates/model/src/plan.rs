@@ -1,5 +1,9 @@
 //! The plan: from what the hypervisor reports, the store's manifests and the request to a kind and a reason for each disk.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
+
 use crate::extents::Size;
 use crate::facts::{DiskFacts, VmFacts};
 use crate::manifest::{Kind, StoredBackup};
@@ -135,14 +139,33 @@ fn overall(disks: &[DiskPlan]) -> (Kind, String) {
 ///
 /// Kept is, per disk, the checkpoint of its newest checkpointed backup. Removed is what this store's manifests name and do not
 /// need, what was made for this store and never published, and what is inconsistent wherever it is. Whatever else has our form
-/// belongs to another store and stays.
+/// belongs to another store and stays until it is [`given_up`].
 #[must_use]
-pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[StoredBackup]) -> Vec<CheckpointName> {
+pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[StoredBackup], hold: &Hold) -> Vec<CheckpointName> {
     let needed: Vec<&CheckpointName> = facts.disks.iter().filter_map(|disk| newest_checkpoint(&disk.name, sequence)).collect();
     let published = |name: &CheckpointName| sequence.iter().any(|backup| backup.manifest.checkpoint.as_ref() == Some(name));
     let mut names = present_checkpoints(facts);
-    names.retain(|(name, worthless)| *worthless || !needed.contains(&name) && (published(name) || name.is_for(store)));
+    let ours = |name: &CheckpointName| published(name) || name.is_for(store);
+    names.retain(|(name, worthless)| *worthless || !needed.contains(&name) && (ours(name) || given_up(name, hold)));
     names.into_iter().map(|(name, _)| name).collect()
+}
+
+/// How long a store that is not at hand keeps its checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// The time now.
+    pub now: Timestamp,
+    /// Longest time since a store's last backup; none waits for ever.
+    pub longest: Option<Duration>,
+}
+
+/// Whether another store has not been seen for so long that its checkpoint goes; its next backup is then a resync.
+///
+/// A store removes its older checkpoints at each backup, so what is left of it is as old as its last backup: the name's own time
+/// says when the store was last seen, and nothing has to be remembered. A name from the future or without a time is kept.
+fn given_up(name: &CheckpointName, hold: &Hold) -> bool {
+    let Some((longest, made)) = hold.longest.zip(name.time()) else { return false };
+    Duration::try_from(hold.now.duration_since(made)).is_ok_and(|age| age > longest)
 }
 
 fn newest_checkpoint<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> Option<&'a CheckpointName> {
@@ -183,6 +206,10 @@ mod tests {
 
     fn named(name: &str, bitmaps: &[BitmapFacts]) -> DiskFacts {
         DiskFacts { name: DiskName::new(name).unwrap(), ..disk(&[bitmaps]) }
+    }
+
+    fn hold(now: &str) -> Hold {
+        Hold { now: now.parse().unwrap(), longest: Some(Duration::from_hours(24 * 35)) }
     }
 
     fn request(kind: WantedKind) -> Request {
@@ -242,10 +269,30 @@ mod tests {
             bitmap("virtnbdbackup.0"),
         ];
         let facts = vm(vec![named("vda", &bitmaps)]);
-        let obsolete = obsolete_checkpoints(&facts, &store, &[backup("a", Some(C1)), backup("b", Some(C2))]);
+        let obsolete = obsolete_checkpoints(&facts, &store, &[backup("a", Some(C1)), backup("b", Some(C2))], &hold("2026-11-22T21:00:00Z"));
         let mut expected = vec![CheckpointName::parse(C1).unwrap(), orphan, broken];
         expected.sort();
         assert_eq!(obsolete, expected);
+    }
+
+    #[test]
+    fn another_stores_checkpoint_goes_when_the_store_was_not_seen_for_too_long() {
+        let (own, other) = (StoreId::new("s"), StoreId::new("another"));
+        let foreign = CheckpointName::make("2026-11-22T20:00:00Z".parse().unwrap(), &other, 8);
+        let timeless = CheckpointName::parse("km1-20269922T200000Z-000000000003").unwrap();
+        let facts = vm(vec![named("vda", &[bitmap(C1), bitmap(foreign.as_str()), bitmap(timeless.as_str())])]);
+        let obsolete = |hold: &Hold| obsolete_checkpoints(&facts, &own, &[backup("a", Some(C1))], hold);
+        for (now, goes) in [
+            ("2026-11-22T19:00:00Z", false),
+            ("2026-11-22T20:00:00Z", false),
+            ("2026-12-27T20:00:00Z", false),
+            ("2026-12-27T20:00:01Z", true),
+            ("2036-01-01T00:00:00Z", true),
+        ] {
+            let expected: &[CheckpointName] = if goes { std::slice::from_ref(&foreign) } else { &[] };
+            assert_eq!(obsolete(&hold(now)), expected, "{now}");
+            assert!(obsolete(&Hold { longest: None, ..hold(now) }).is_empty(), "{now}");
+        }
     }
 
     #[test]
@@ -253,7 +300,8 @@ mod tests {
         let mut newer = backup("b", Some(C2));
         newer.manifest.disks[0].name = DiskName::new("vdb").unwrap();
         let facts = vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[bitmap(C1), bitmap(C2)])]);
-        assert!(obsolete_checkpoints(&facts, &StoreId::new("s"), &[backup("a", Some(C1)), newer]).is_empty());
+        let late = hold("2036-11-22T21:00:00Z");
+        assert!(obsolete_checkpoints(&facts, &StoreId::new("s"), &[backup("a", Some(C1)), newer], &late).is_empty());
     }
 
     #[test]

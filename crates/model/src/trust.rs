@@ -1,16 +1,16 @@
 //! Trust: whether a disk's bitmap provably holds everything that changed since the last backup. A doubtful bitmap is never used.
 //!
 //! Checkpoint C is a usable base on a disk if a published manifest of this VM and store names C for this disk; C's bitmap is on
-//! every image of the backing chain that was written since C, recording and not inconsistent; and the disk has not shrunk.
-//! Everything else is a [`Doubt`] and ends in a resync. Names of checkpoints are used once, so an image that was rolled back or
+//! every image of the backing chain that was written since C, recording and not inconsistent; the disk has not shrunk, and no image
+//! of it was another disk's then. Everything else is a [`Doubt`] and ends in a resync. Names of checkpoints are used once, so an image that was rolled back or
 //! replaced has not the newest name in it, and a copy of an image carries bitmaps that are true of the copy.
 
 use std::fmt;
 
 use crate::extents::Size;
-use crate::facts::{BitmapFacts, DiskFacts, Persistence};
+use crate::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence};
 use crate::manifest::{ManifestDisk, StoredBackup};
-use crate::names::{BackupId, CheckpointName};
+use crate::names::{BackupId, CheckpointName, DiskName};
 
 /// What may be believed about one disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,16 @@ pub enum Doubt {
     Overlay,
     /// An image between two that have the bitmap lacks it.
     Gap,
+    /// Another manager cleared or paused it: a younger bitmap of the same image has seen more.
+    Cleared {
+        /// The younger one.
+        younger: CheckpointName,
+    },
+    /// One of its images was another disk's at the checkpoint, and has that disk's bitmap of the same name.
+    Swapped {
+        /// The other disk.
+        other: DiskName,
+    },
     /// What was cut off and grown again would be zeros that the bitmap calls clean.
     Shrunk {
         /// Size at the checkpoint.
@@ -85,6 +95,11 @@ impl fmt::Display for Doubt {
             Self::Busy => f.write_str("another job or export holds the last backup's bitmap"),
             Self::Overlay => f.write_str("an external snapshot was taken since the last backup, and the new image has no bitmap of it"),
             Self::Gap => f.write_str("an image in the middle of the backing chain has no bitmap of the last backup"),
+            Self::Cleared { younger } => write!(
+                f,
+                "the last backup's bitmap was cleared or paused by somebody else: it has fewer changes than the younger {younger}"
+            ),
+            Self::Swapped { other } => write!(f, "the image was that of disk {other} at the last backup"),
             Self::Shrunk { then, now } => write!(f, "the disk shrank from {then} to {now} bytes since the last backup"),
         }
     }
@@ -97,6 +112,9 @@ pub fn judge(disk: &DiskFacts, sequence: &[StoredBackup]) -> Verdict {
     let Some((newest, _)) = of_disk().next() else { return Verdict::Unknown };
     let candidate = of_disk().find_map(|(backup, then)| Some((backup, then, checkpoint_of(backup, then)?)));
     let judged = candidate.ok_or(Doubt::NoCheckpoint).and_then(|(backup, then, checkpoint)| {
+        if let Some(other) = swapped(disk, backup) {
+            return Err(Doubt::Swapped { other });
+        }
         let dirty = complete_delta(disk, then, checkpoint)?;
         Ok(Base { backup: backup.id.clone(), checkpoint: checkpoint.clone(), size: then.size, dirty })
     });
@@ -104,6 +122,12 @@ pub fn judge(disk: &DiskFacts, sequence: &[StoredBackup]) -> Verdict {
         Ok(base) => Verdict::Trusted(base),
         Err(doubt) => Verdict::Doubtful { newest: newest.id.clone(), doubt },
     }
+}
+
+/// A checkpoint's bitmaps have one name on all disks, so only the images' places tell exchanged disks apart.
+fn swapped(disk: &DiskFacts, backup: &StoredBackup) -> Option<DiskName> {
+    let others = backup.manifest.disks.iter().filter(|other| other.name != disk.name && !other.image.is_empty());
+    others.into_iter().find(|other| disk.layers.iter().any(|layer| layer.image == other.image)).map(|other| other.name.clone())
 }
 
 fn checkpoint_of<'a>(backup: &'a StoredBackup, disk: &ManifestDisk) -> Option<&'a CheckpointName> {
@@ -115,6 +139,16 @@ fn complete_delta(disk: &DiskFacts, then: &ManifestDisk, checkpoint: &Checkpoint
     if disk.size < then.size {
         return Err(Doubt::Shrunk { then: then.size, now: disk.size });
     }
+    recorded(disk, checkpoint)
+}
+
+/// Bytes that the checkpoint's bitmaps call dirty, if as they are now they have recorded every write since the checkpoint.
+///
+/// A driver asks this again at the frozen point itself: between the plan and the point somebody may have taken a snapshot.
+///
+/// # Errors
+/// When a bitmap is missing where one is needed, or cannot be believed.
+pub fn recorded(disk: &DiskFacts, checkpoint: &CheckpointName) -> Result<Size, Doubt> {
     let per_layer: Vec<Option<&BitmapFacts>> =
         disk.layers.iter().map(|layer| layer.bitmaps.iter().find(|bitmap| bitmap.name == checkpoint.as_str())).collect();
     let depth = per_layer.iter().take_while(|bitmap| bitmap.is_some()).count();
@@ -127,7 +161,17 @@ fn complete_delta(disk: &DiskFacts, then: &ManifestDisk, checkpoint: &Checkpoint
     }
     let found: Vec<&BitmapFacts> = per_layer.into_iter().flatten().collect();
     found.iter().try_for_each(|bitmap| believable(bitmap))?;
+    if let Some(younger) = disk.layers.iter().zip(&found).find_map(|(layer, bitmap)| younger_with_more(layer, bitmap, checkpoint)) {
+        return Err(Doubt::Cleared { younger });
+    }
     Ok(Size(found.iter().map(|bitmap| bitmap.dirty.0).fold(0, u64::saturating_add).min(disk.size.0)))
+}
+
+/// A bitmap that began earlier has recorded everything that a younger one of the same image has.
+fn younger_with_more(layer: &LayerFacts, bitmap: &BitmapFacts, checkpoint: &CheckpointName) -> Option<CheckpointName> {
+    let sees_more = |other: &&BitmapFacts| other.granularity == bitmap.granularity && !other.inconsistent && other.dirty > bitmap.dirty;
+    let names = layer.bitmaps.iter().filter(sees_more).filter_map(|other| CheckpointName::parse(&other.name).ok());
+    names.into_iter().find(|other| other.time() > checkpoint.time())
 }
 
 fn missing(disk: &DiskFacts) -> Doubt {
@@ -154,9 +198,7 @@ fn believable(bitmap: &BitmapFacts) -> Result<(), Doubt> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::facts::LayerFacts;
     use crate::manifest::tests::sample;
-    use crate::names::DiskName;
 
     pub(crate) const C1: &str = "km1-20261122T180000Z-000000000001";
     pub(crate) const C2: &str = "km1-20261122T190000Z-000000000002";
@@ -256,6 +298,34 @@ pub(crate) mod tests {
         assert!(matches!(judge(&grown, &sequence), Verdict::Trusted(base) if base.size == Size(1 << 20)));
         grown.size = Size(1 << 19);
         assert_eq!(doubt(&grown, &sequence), Doubt::Shrunk { then: Size(1 << 20), now: Size(1 << 19) });
+    }
+
+    #[test]
+    fn a_bitmap_that_has_seen_less_than_a_younger_one_was_cleared() {
+        let more = |name: &str, dirty: u64| BitmapFacts { dirty: Size(dirty), ..bitmap(name) };
+        let sequence = [backup("a", Some(C1))];
+        let cleared = disk(&[&[more(C1, 0), more(C2, 65_536)]]);
+        assert_eq!(doubt(&cleared, &sequence), Doubt::Cleared { younger: CheckpointName::parse(C2).unwrap() });
+        let coarser = BitmapFacts { granularity: 1 << 20, ..more(C2, 1 << 20) };
+        let lost = BitmapFacts { inconsistent: true, ..more(C2, 1 << 20) };
+        for fine in [more(C2, 65_536), more(C2, 0), coarser, lost, more("foreign", 1 << 20)] {
+            assert!(matches!(judge(&disk(&[&[bitmap(C1), fine]]), &sequence), Verdict::Trusted(_)));
+        }
+        let older = disk(&[&[more(C1, 1 << 20), more(C2, 0)]]);
+        assert!(matches!(judge(&older, &[backup("b", Some(C2))]), Verdict::Trusted(_)), "an older one has seen more");
+    }
+
+    #[test]
+    fn an_image_that_was_another_disks_is_not_built_upon() {
+        let mut both = backup("a", Some(C1));
+        let other =
+            ManifestDisk { name: DiskName::new("vdb").unwrap(), image: "/images/data.qcow2".into(), ..both.manifest.disks[0].clone() };
+        both.manifest.disks.push(other);
+        let mut exchanged = disk(&[&[bitmap(C1)]]);
+        exchanged.layers[0].image = "/images/data.qcow2".into();
+        assert_eq!(doubt(&exchanged, std::slice::from_ref(&both)), Doubt::Swapped { other: DiskName::new("vdb").unwrap() });
+        exchanged.layers[0].image = "/moved/web.qcow2".into();
+        assert!(matches!(judge(&exchanged, &[both]), Verdict::Trusted(_)), "an image may be moved");
     }
 
     #[test]

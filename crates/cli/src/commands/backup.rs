@@ -99,8 +99,13 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
     let request = arguments.request.request()?;
     let store = store::open(context)?;
     let mut vm = hypervisor::open(context, &arguments.vm)?;
-    let job =
-        BackupJob { request, freeze: context.freeze(), audit: arguments.audit.unwrap_or(AuditWish::Default), program: context::program() };
+    let job = BackupJob {
+        request,
+        freeze: context.freeze(),
+        audit: arguments.audit.unwrap_or(AuditWish::Default),
+        hold_checkpoints: context.hold_checkpoints(),
+        program: context::program(),
+    };
     let result = backup(vm.as_mut(), &store, &job, context::world(), &context.screen);
     let closed = vm.close();
     let report = result?;
