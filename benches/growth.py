@@ -1,22 +1,24 @@
 """Measures how keepmark's incrementals grow with disk and repository: `make bench-growth`. See docs/benchmarks.md."""
 
 import os
-import signal
 import sys
 
 from bench import growth, options, report
-from bench.process import Children
+from bench.process import Children, say, stop_by_signals
 from bench.results import Results
 
 
 def main():
     asked = options.read((growth.TITLE,), ("keepmark",))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_by_signals()
     (asked.folder / "work").mkdir(parents=True, exist_ok=True)
     synthesize = os.environ.get("SYNTHESIZE") or options.ROOT / "target/release/examples/synthesize"
     results = Results()
     with Children(asked.folder / "work") as children:
-        growth.measure(asked, children, results, synthesize)
+        try:
+            growth.measure(asked, children, results, synthesize)
+        except KeyboardInterrupt:
+            say("interrupted: what was measured so far follows")
     report.show(results, {growth.TITLE: "An incremental of 64 MiB, scattered over the disk"}, growth.LABELS, {growth.TITLE: growth.SMALL})
     for sentence in growth.verdicts(results):
         print(f"  {sentence}")

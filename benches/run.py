@@ -3,11 +3,10 @@
 import json
 import os
 import platform
-import signal
 import sys
 
 from bench import cases, options, report
-from bench.process import Children, run, say
+from bench.process import Children, run, say, stop_by_signals
 from bench.results import Results
 from bench.tools import KINDS
 
@@ -22,7 +21,7 @@ def about(asked):
 
 def main():
     asked = options.read(cases.TITLES, KINDS)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_by_signals()
     (asked.folder / "work").mkdir(parents=True, exist_ok=True)
     results = Results()
     with Children(asked.folder / "work") as children:

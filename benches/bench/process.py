@@ -35,6 +35,12 @@ def wait_for(ready, what, seconds=30):
         time.sleep(0.02)
 
 
+def stop_by_signals():
+    """A polite end and Ctrl-C do the same, also in a background job, where the shell has Ctrl-C ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
 class Children:
     """The servers that we started; each is ended when this is left."""
 
