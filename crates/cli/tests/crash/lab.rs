@@ -1,0 +1,111 @@
+//! What a campaign works on: a folder with a store, the program, and the truth about every backup.
+
+use std::path::{Path, PathBuf};
+
+use keepmark_testkit::image::Format;
+use keepmark_testkit::{Keepmark, KeepmarkRun, Restic, Witness, fail, tmp};
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub const MIB: u64 = 1 << 20;
+
+/// A folder of a campaign. Nothing outside of it is written.
+pub struct Lab {
+    dir: TempDir,
+    /// The program with this lab's store, password and folders.
+    pub keepmark: Keepmark,
+    /// Every backup that was ever listed, oldest first, with the bytes of its moment.
+    truths: Vec<(String, Witness)>,
+}
+
+impl Lab {
+    /// The store has to be made yet.
+    pub fn new() -> Self {
+        let dir = tmp();
+        let home = dir.path().join("home");
+        let keepmark = Keepmark::new(&home).store(&dir.path().join("store"));
+        let folder = home.join(".config/keepmark");
+        std::fs::create_dir_all(&folder).unwrap();
+        let place = |key: &str, name: &str| format!("{key} = {:?}\n", dir.path().join(name));
+        let folders = [place("run_dir", "run"), place("scratch_dir", "scratch"), place("cache_dir", "cache")].concat();
+        std::fs::write(folder.join("keepmark.toml"), folders).unwrap();
+        Self { dir, keepmark, truths: Vec::new() }
+    }
+
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root().join(name)
+    }
+
+    /// What the last traced run printed to stdout and stderr.
+    pub fn printed(&self) -> String {
+        ["stdout", "stderr"].map(|name| std::fs::read_to_string(self.path(name)).unwrap_or_default()).concat()
+    }
+
+    /// Notes a backup that is finished, and its truth.
+    pub fn published(&mut self, finished: &Value, truth: Witness) {
+        self.truths.push((finished["backup"].as_str().unwrap().to_owned(), truth));
+    }
+
+    /// Looks at the list after somebody died: nothing may be missing, and what is new was published by the dead run, whose
+    /// moment's bytes are given. Says whether there was one.
+    #[track_caller]
+    pub fn look(&mut self, of_the_dead: Option<Witness>) -> bool {
+        let listed: Vec<String> = self.ok(&["list", "--json"]).json().iter().map(|backup| backup["id"].as_str().unwrap().to_owned()).collect();
+        let lost: Vec<_> = self.truths.iter().map(|(id, _)| id).filter(|id| !listed.contains(id)).collect();
+        assert!(lost.is_empty(), "no longer listed: {lost:?}");
+        let fresh: Vec<_> = listed.into_iter().filter(|id| self.truths.iter().all(|(known, _)| known != id)).collect();
+        match (fresh.as_slice(), of_the_dead) {
+            ([], _) => false,
+            ([id], Some(truth)) => {
+                self.truths.push((id.clone(), truth));
+                true
+            }
+            (fresh, truth) => fail(format_args!("{fresh:?} were published, with the truth {truth:?}")),
+        }
+    }
+
+    /// Restores the newest backups and compares them byte for byte.
+    #[track_caller]
+    pub fn compare_newest(&self, count: usize) {
+        for (id, truth) in self.truths.iter().rev().take(count) {
+            let to = self.path("restored");
+            self.ok(&["restore", id, "--to", to.to_str().unwrap()]);
+            truth.assert_restored(&to, Format::Raw);
+            std::fs::remove_dir_all(to).unwrap();
+        }
+    }
+
+    /// Compares every backup that was ever listed, and has the store checked by us and by restic.
+    #[track_caller]
+    pub fn compare_all(&self) {
+        self.compare_newest(usize::MAX);
+        self.ok(&["verify", "--read-data"]);
+        Restic::new(&self.path("store"), "password").check();
+    }
+
+    /// Runs the program, which must succeed.
+    #[track_caller]
+    pub fn ok(&self, arguments: &[&str]) -> KeepmarkRun {
+        self.keepmark.ok(arguments)
+    }
+
+    /// Fails the test if a run that has ended left a file where files live only as long as a run.
+    #[track_caller]
+    pub fn assert_no_leftovers(&self) {
+        for folder in ["run", "scratch", "store/tmp", "store/locks"] {
+            let left = keepmark_testkit::damage::files(&self.path(folder));
+            assert!(left.is_empty(), "left over: {left:?}");
+        }
+    }
+}
+
+/// How a backup was made, for the table.
+pub fn kind(finished: &Value) -> String {
+    let reason = finished["reason"].as_str().unwrap_or_default();
+    let kind = finished["kind"].as_str().unwrap_or("?");
+    if std::env::var_os("KEEPMARK_CRASH_REASONS").is_some() { format!("{kind} ({reason})") } else { kind.to_owned() }
+}

@@ -1,0 +1,183 @@
+//! keepmark is killed at every effect of a backup of a running VM that goes on being written to.
+
+use std::time::{Duration, Instant};
+
+use keepmark_testkit::image::{self, Format};
+use keepmark_testkit::process::wait_for;
+use keepmark_testkit::{Attach, Disk, PauseWitness, Qemu, QemuBuilder};
+use serde_json::{Value, json};
+
+use crate::campaign::cuts;
+use crate::lab::{Lab, MIB, kind};
+use crate::table::Table;
+use crate::tracer::{self, Cut, Fate, Script, Trace};
+
+/// The watchdog acts at once when keepmark dies; QEMU may be busy with the witness' copy.
+const RESUME_MAX: Duration = Duration::from_secs(10);
+/// Sizes of the disks, in MiB.
+const DISKS: [(&str, u64); 2] = [("vda", 24), ("sdb", 8)];
+
+/// A running VM of two disks, a store, and the proxy through which keepmark talks to it.
+pub struct Rig {
+    pub lab: Lab,
+    pub qemu: Qemu,
+    through: Option<PauseWitness>,
+    attached: u32,
+    pub writes: Writes,
+}
+
+/// A guest's writes, the same in every run of the tests.
+#[derive(Debug, Default)]
+pub struct Writes {
+    done: u64,
+}
+
+impl Writes {
+    /// Writes a few KiB somewhere, or discards them, if the VM runs.
+    pub fn one(&mut self, qemu: &mut Qemu) {
+        if qemu.status() != "running" {
+            return;
+        }
+        self.done += 1;
+        let random = self.done.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let (number, offset) = ((random >> 60) & 1, (random >> 8) & 0xffff);
+        let (name, mib) = DISKS[usize::from(number == 0)];
+        let (offset, length) = (offset * 4096 % (mib * MIB - MIB), 4096 << (random >> 40 & 3));
+        let device = if name == "vda" { "/machine/peripheral/vda/virtio-backend" } else { "/machine/peripheral/sdb" };
+        let what = if self.done % 16 == 0 { format!("discard {offset} {length}") } else { format!("write -P {} {offset} {length}", self.done % 251 + 1) };
+        let refused = qemu.hmp(&format!("qemu-io -d {device} \"{what}\""));
+        assert!(!refused.to_lowercase().contains("error"), "{what}: {refused}");
+    }
+}
+
+impl Rig {
+    /// With one full backup.
+    pub fn new(lab: Lab) -> Self {
+        std::fs::create_dir(lab.path("vm")).unwrap();
+        let mut builder = QemuBuilder::new(&lab.path("vm")).uuid("6e1a8d4c-0000-4000-8000-00000000abcd");
+        for (name, mib) in DISKS {
+            let file = lab.path(&format!("{name}.qcow2"));
+            image::create(&file, Format::Qcow2, mib * MIB);
+            image::fill_random(&file, Format::Qcow2, mib, MIB, 3 << 20);
+            let attach = if name == "vda" { Attach::VirtioBlockdev } else { Attach::Scsi };
+            builder = builder.disk(Disk::qcow2(name, &file).attach(attach));
+        }
+        lab.ok(&["init"]);
+        let mut rig = Self { lab, qemu: builder.start(), through: None, attached: 0, writes: Writes::default() };
+        rig.attach();
+        rig.next_backup();
+        rig
+    }
+
+    /// Stands between keepmark and QEMU, anew after QEMU's restart.
+    pub fn attach(&mut self) {
+        self.attached += 1;
+        self.through = None;
+        self.through = Some(PauseWitness::attach(&self.qemu, &self.lab.path(&format!("witness{}", self.attached))));
+    }
+
+    pub fn through(&self) -> &PauseWitness {
+        self.through.as_ref().unwrap()
+    }
+
+    pub fn write_some(&mut self) {
+        (0..8).for_each(|_| self.writes.one(&mut self.qemu));
+    }
+
+    /// A backup that nobody disturbs, and its truth.
+    #[track_caller]
+    pub fn next_backup(&mut self) -> Value {
+        let finished = self.lab.keepmark.backup(&self.through().vm(), &[]);
+        let truth = self.through().take();
+        self.lab.published(&finished, truth);
+        finished
+    }
+
+    /// A backup that is struck at `cut`; the guest writes at every effect of it.
+    pub fn struck_backup(
+        &mut self,
+        arguments: &[&str],
+        counts: fn(&str) -> bool,
+        cut: Option<Cut>,
+        strike: &mut (dyn FnMut(u32) -> Fate + Send),
+    ) -> Trace {
+        self.write_some();
+        let vm = self.through().vm();
+        let command = self.lab.keepmark.command(&[&["backup", &vm, "--json"], arguments].concat());
+        let (qemu, writes) = (&mut self.qemu, &mut self.writes);
+        tracer::run(&command, Script { root: self.lab.root(), counts, cut, meanwhile: &mut || writes.one(qemu), strike })
+    }
+
+    /// How many effects an undisturbed backup has.
+    pub fn count(&mut self, arguments: &[&str], counts: fn(&str) -> bool) -> usize {
+        let trace = self.struck_backup(arguments, counts, None, &mut |_| Fate::Spared);
+        assert_eq!(trace.code, Some(0), "{}", self.lab.printed());
+        let truth = self.through().take_if_any();
+        assert!(self.lab.look(truth));
+        trace.effects.len()
+    }
+
+    /// The guest runs again soon, whoever died. Gives how long it took.
+    pub fn wait_running(&mut self) -> Duration {
+        let since = Instant::now();
+        wait_for("the guest to run again", RESUME_MAX, || (self.qemu.status() == "running").then_some(()));
+        since.elapsed()
+    }
+
+    /// Fails the test unless QEMU has nothing of ours but one checkpoint, and the guest saw no error.
+    #[track_caller]
+    pub fn assert_clean(&mut self) {
+        self.lab.assert_no_leftovers();
+        let qemu = &mut self.qemu;
+        let ours: Vec<_> = qemu.bitmaps().into_iter().filter(|(_, name)| name.starts_with("km1")).collect();
+        assert_eq!(ours.len(), DISKS.len(), "not one checkpoint only: {ours:?}");
+        assert!(ours.iter().all(|(_, name)| name.starts_with("km1-")), "{ours:?}");
+        let nodes = qemu.qmp("query-named-block-nodes", json!({"flat": true})).to_string();
+        assert!(!nodes.contains("km1tmp"), "{nodes}");
+        assert_eq!(qemu.qmp("query-block-exports", json!({})), json!([]));
+        assert_eq!(qemu.qmp("query-jobs", json!({})), json!([]));
+        assert!(qemu.control.try_execute("nbd-server-stop", json!({})).is_err(), "the NBD server still ran");
+        let printed = std::fs::read_to_string(self.lab.path("vm/stdout.log")).unwrap();
+        let failed = printed.lines().find(|line| line.contains("failed") || line.contains("rror"));
+        assert_eq!(failed, None, "the guest's write failed");
+    }
+
+    /// What must be true after anybody died. Gives what the next backup did.
+    #[track_caller]
+    pub fn recover(&mut self) -> String {
+        self.wait_running();
+        let truth = self.through().take_if_any();
+        let was_published = self.lab.look(truth);
+        self.write_some();
+        let next = self.next_backup();
+        self.assert_clean();
+        self.lab.compare_newest(1 + usize::from(was_published));
+        if was_published { format!("{} after publication", kind(&next)) } else { kind(&next) }
+    }
+}
+
+fn campaign(name: &str, arguments: &[&str], share: usize) {
+    let mut rig = Rig::new(Lab::new());
+    let mut table = Table::default();
+    let effects = rig.count(arguments, |_| true);
+    for cut in cuts(effects, share) {
+        let trace = rig.struck_backup(arguments, |_| true, Some(cut), &mut |_| Fate::Killed);
+        let outcome = rig.recover();
+        match trace.struck {
+            Some(effect) => table.note(&effect, cut.moment, &outcome),
+            None => table.miss(),
+        }
+    }
+    rig.lab.compare_all();
+    table.print(name);
+}
+
+#[test]
+fn keepmark_killed_at_effects_of_an_incremental_backup() {
+    campaign("keepmark killed, running VM, incremental", &[], 14);
+}
+
+#[test]
+fn keepmark_killed_at_effects_of_a_full_backup() {
+    campaign("keepmark killed, running VM, full", &["--kind", "full"], 5);
+}

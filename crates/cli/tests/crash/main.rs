@@ -1,0 +1,18 @@
+//! The kill campaign: keepmark, QEMU and the store's disk die at every effect, for real; every listed backup must stay right.
+//!
+//! Reading order: [`effect`] says what an effect is, [`tracer`] runs the program from system call to system call and strikes
+//! exactly before or after the N-th effect, [`lab`] has what a campaign works on and judges it by, then a file per campaign.
+//!
+//! `KEEPMARK_CRASH=all` (`make crash`) strikes at every effect, both before and after; otherwise each campaign takes a share
+//! of them, another one each time. `KEEPMARK_CRASH_SEED` repeats a share.
+
+mod campaign;
+mod effect;
+//mod guest;
+mod lab;
+mod live;
+//mod powered_off;
+//mod power_cut;
+//mod qemu_killed;
+mod table;
+mod tracer;
