@@ -57,6 +57,12 @@ impl Failure {
         self.error.is::<E>()
     }
 
+    /// The error inside, if it is of this type.
+    #[must_use]
+    pub fn get<E: Error + 'static>(&self) -> Option<&E> {
+        self.error.downcast_ref()
+    }
+
     /// What helps, if anything is known to.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
