@@ -43,7 +43,7 @@ pub fn path(context: &Context, given: Option<&str>) -> Result<PathBuf, Failure> 
 /// When there is none.
 pub fn password(context: &Context, purpose: Purpose) -> Result<String, Failure> {
     let from_command_line = context.global.password_file.as_deref();
-    let environment = std::env::var("KEEPMARK_PASSWORD").ok();
+    let environment = std::env::var("KEEPMARK_PASSWORD").ok().filter(|password| !password.is_empty());
     let file = from_command_line.or(context.config.password_file.as_deref().filter(|_| environment.is_none()));
     password::find(file, environment, purpose)
 }

@@ -20,13 +20,26 @@ use keepmark_store::{Environment, Options, Repository};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [path, password, cache, mode, file] = args.get(..5).and_then(|args| <&[String; 5]>::try_from(args).ok()).ok_or("usage: see the source")?;
+    let [path, password, cache, mode, file] =
+        args.get(..5).and_then(|args| <&[String; 5]>::try_from(args).ok()).ok_or("usage: see the source")?;
     let mib: u64 = args.get(5).map_or(Ok(64), |text| text.parse())?;
     let start = Instant::now();
-    let environment = Environment { hostname: "bench".into(), username: "bench".into(), uid: 0, gid: 0, pid: std::process::id(), now: Timestamp::now, is_alive: |_| true };
+    let environment = Environment {
+        hostname: "bench".into(),
+        username: "bench".into(),
+        uid: 0,
+        gid: 0,
+        pid: std::process::id(),
+        now: Timestamp::now,
+        is_alive: |_| true,
+    };
     let options = Options { cache: PathBuf::from(cache), environment, workers: 2 };
     let path = Path::new(path);
-    let repository = if path.join("config").exists() { Repository::open(path, password, options)? } else { Repository::init(path, password, ChunkSize::DEFAULT, options)? };
+    let repository = if path.join("config").exists() {
+        Repository::open(path, password, options)?
+    } else {
+        Repository::init(path, password, ChunkSize::DEFAULT, options)?
+    };
     let opened = start.elapsed();
     let vm = VmIdentity::new("bench", None)?;
     let (backups, _) = repository.backups(Some(&vm.id()))?;
@@ -36,7 +49,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         "full" => {
             let file = File::open(file)?;
             let size = Size(file.metadata()?.len());
-            backup(&repository, &vm, size, Extents::whole(size), None, &mut |extent, buffer| Ok(file.read_exact_at(buffer, extent.start)?))?;
+            backup(
+                &repository,
+                &vm,
+                size,
+                Extents::whole(size),
+                None,
+                &mut |extent, buffer| Ok(file.read_exact_at(buffer, extent.start)?),
+            )?;
         }
         "inc" => {
             let base = newest.ok_or("no base")?;
@@ -76,13 +96,27 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 type Fill<'a> = &'a mut dyn FnMut(Extent, &mut [u8]) -> Result<(), Box<dyn Error>>;
 
-fn backup(repository: &Repository, vm: &VmIdentity, size: Size, put: Extents, base: Option<&BackupId>, fill: Fill<'_>) -> Result<(), Box<dyn Error>> {
+fn backup(
+    repository: &Repository,
+    vm: &VmIdentity,
+    size: Size,
+    put: Extents,
+    base: Option<&BackupId>,
+    fill: Fill<'_>,
+) -> Result<(), Box<dyn Error>> {
     let (pool_in, pool) = std::sync::mpsc::channel::<Vec<u8>>();
     let recycler: Recycler = Arc::new(move |buffer| drop(pool_in.send(buffer)));
     let name = DiskName::new("vda")?;
     let time = Timestamp::now();
     let mut writer = repository.begin(&vm.id(), time)?;
-    let content = DiskContent { name: name.clone(), size, chunk_size: ChunkSize::DEFAULT, base: base.cloned(), put: put.clone(), zero: Extents::new() };
+    let content = DiskContent {
+        name: name.clone(),
+        size,
+        chunk_size: ChunkSize::DEFAULT,
+        base: base.cloned(),
+        put: put.clone(),
+        zero: Extents::new(),
+    };
     let mut disk = writer.disk(&content)?;
     for chunk in put.chunks(ChunkSize::DEFAULT) {
         let extent = ChunkSize::DEFAULT.extent(chunk, size);
@@ -93,8 +127,41 @@ fn backup(repository: &Repository, vm: &VmIdentity, size: Size, put: Extents, ba
     }
     println!("{:?}", disk.finish()?);
     let kind = if base.is_some() { Kind::Incremental } else { Kind::Full };
-    let disk = ManifestDisk { name, size, kind, reason: String::new(), format: "raw".into(), cluster_size: None, image: String::new(), chunk_size: ChunkSize::DEFAULT, checkpointed: false, base: base.cloned(), dirty_bytes: 0, read_bytes: 0, stored_bytes: 0, audited_bytes: 0, audit: None };
-    let manifest = Manifest { version: MANIFEST_VERSION, program: "bench".into(), vm: vm.clone(), time, kind, reason: String::new(), checkpoint: None, consistency: Consistency::Crash, pause_ms: 0, freeze_ms: None, duration_ms: 0, power: Power::Off, hypervisor: String::new(), disks: vec![disk], skipped: vec![], findings: vec![] };
+    let disk = ManifestDisk {
+        name,
+        size,
+        kind,
+        reason: String::new(),
+        format: "raw".into(),
+        cluster_size: None,
+        image: String::new(),
+        chunk_size: ChunkSize::DEFAULT,
+        checkpointed: false,
+        base: base.cloned(),
+        dirty_bytes: 0,
+        read_bytes: 0,
+        stored_bytes: 0,
+        audited_bytes: 0,
+        audit: None,
+    };
+    let manifest = Manifest {
+        version: MANIFEST_VERSION,
+        program: "bench".into(),
+        vm: vm.clone(),
+        time,
+        kind,
+        reason: String::new(),
+        checkpoint: None,
+        consistency: Consistency::Crash,
+        pause_ms: 0,
+        freeze_ms: None,
+        duration_ms: 0,
+        power: Power::Off,
+        hypervisor: String::new(),
+        disks: vec![disk],
+        skipped: vec![],
+        findings: vec![],
+    };
     writer.publish(&manifest, &[])?;
     Ok(())
 }

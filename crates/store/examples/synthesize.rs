@@ -21,15 +21,29 @@ const PACK_CHUNKS: u64 = 118;
 const INDEX_PACKS: u64 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let [path, password, cache, chunks, backups] = <[String; 5]>::try_from(std::env::args().skip(1).collect::<Vec<_>>()).map_err(|_| "usage: synthesize REPOSITORY PASSWORD CACHE CHUNKS BACKUPS")?;
-    let environment = Environment { hostname: "synthetic".into(), username: "bench".into(), uid: 0, gid: 0, pid: std::process::id(), now: Timestamp::now, is_alive: |_| true };
+    let [path, password, cache, chunks, backups] = <[String; 5]>::try_from(std::env::args().skip(1).collect::<Vec<_>>())
+        .map_err(|_| "usage: synthesize REPOSITORY PASSWORD CACHE CHUNKS BACKUPS")?;
+    let environment = Environment {
+        hostname: "synthetic".into(),
+        username: "bench".into(),
+        uid: 0,
+        gid: 0,
+        pid: std::process::id(),
+        now: Timestamp::now,
+        is_alive: |_| true,
+    };
     let options = Options { cache: PathBuf::from(cache), environment, workers: 2 };
     let path = PathBuf::from(path);
-    let repository = if path.join("config").exists() { Repository::open(&path, &password, options)? } else { Repository::init(&path, &password, ChunkSize::DEFAULT, options)? };
+    let repository = if path.join("config").exists() {
+        Repository::open(&path, &password, options)?
+    } else {
+        Repository::init(&path, &password, ChunkSize::DEFAULT, options)?
+    };
     let chunks: u64 = chunks.parse()?;
     for start in (0..chunks).step_by(usize::try_from(PACK_CHUNKS * INDEX_PACKS)?) {
         let end = chunks.min(start + PACK_CHUNKS * INDEX_PACKS);
-        let packs: Vec<PublishedPack> = (start..end).step_by(usize::try_from(PACK_CHUNKS)?).map(|first| pack(first, end.min(first + PACK_CHUNKS))).collect();
+        let packs: Vec<PublishedPack> =
+            (start..end).step_by(usize::try_from(PACK_CHUNKS)?).map(|first| pack(first, end.min(first + PACK_CHUNKS))).collect();
         repository.write_index(&packs)?;
     }
     for number in 0..backups.parse::<u32>()? {
@@ -40,7 +54,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn pack(first: u64, end: u64) -> PublishedPack {
     let name = |number: u64, salt: &str| Id::of(format!("{salt} {number}").as_bytes());
-    let entry = |(place, number): (u32, u64)| BlobEntry { id: name(number, "chunk"), kind: BlobKind::Data, offset: place * 140_000, length: 140_000, plain_length: Some(262_144) };
+    let entry = |(place, number): (u32, u64)| BlobEntry {
+        id: name(number, "chunk"),
+        kind: BlobKind::Data,
+        offset: place * 140_000,
+        length: 140_000,
+        plain_length: Some(262_144),
+    };
     PublishedPack { id: name(first, "pack"), blobs: (0..).zip(first..end).map(entry).collect() }
 }
 

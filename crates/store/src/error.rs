@@ -171,7 +171,9 @@ impl Error {
         match self {
             Self::NoStore { path } | Self::NotAStore { path } => Some(format!("keepmark init {}", path.display())),
             Self::Locked { .. } => Some("wait until it is done; a lock whose owner is gone is removed by `restic unlock`".to_owned()),
-            Self::Damaged { .. } | Self::Missing { .. } => Some("keepmark verify --read-data names what is damaged and which backups it hits".to_owned()),
+            Self::Damaged { .. } | Self::Missing { .. } => {
+                Some("keepmark verify --read-data names what is damaged and which backups it hits".to_owned())
+            }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("make space and run it again: what was stored so far is not stored twice".to_owned())
             }

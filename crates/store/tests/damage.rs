@@ -37,7 +37,8 @@ fn two() -> Two {
 
 impl Two {
     fn file(&self, of: usize, folder: &str, largest: bool) -> PathBuf {
-        let mut found: Vec<PathBuf> = self.files[of].iter().filter(|path| path.strip_prefix(self.place.repository()).unwrap().starts_with(folder)).cloned().collect();
+        let mut found: Vec<PathBuf> =
+            self.files[of].iter().filter(|path| path.strip_prefix(self.place.repository()).unwrap().starts_with(folder)).cloned().collect();
         found.sort_by_key(|path| fs::metadata(path).unwrap().len());
         if largest { found.pop().unwrap() } else { found.remove(0) }
     }
@@ -100,7 +101,13 @@ fn data_that_only_one_needs_hits_only_that_one() {
     let pack = two.file(1, "data", false);
     Two::flip(&pack, 40);
     let (good, damages) = two.verify(true);
-    assert_eq!(damages.iter().map(|(subject, hit)| (subject.starts_with("pack") || subject.starts_with("snapshot"), hit.clone())).collect::<Vec<_>>(), [(true, vec![two.second.0.clone()])]);
+    assert_eq!(
+        damages
+            .iter()
+            .map(|(subject, hit)| (subject.starts_with("pack") || subject.starts_with("snapshot"), hit.clone()))
+            .collect::<Vec<_>>(),
+        [(true, vec![two.second.0.clone()])]
+    );
     assert_eq!(good, std::slice::from_ref(&two.first.0));
     assert!(restores(&two.place.open(), &two.first));
 }
@@ -136,7 +143,11 @@ fn a_damaged_index_hits_those_that_need_it_and_not_the_next_backup() {
     Two::flip(&index, 60);
     let (good, damages) = two.verify(false);
     assert_eq!(good, std::slice::from_ref(&two.first.0));
-    assert!(damages.contains(&(format!("index {}", Two::name(&index)), vec![])) || damages.iter().any(|(subject, _)| subject.contains(&Two::name(&index))), "{damages:?}");
+    assert!(
+        damages.contains(&(format!("index {}", Two::name(&index)), vec![]))
+            || damages.iter().any(|(subject, _)| subject.contains(&Two::name(&index))),
+        "{damages:?}"
+    );
     assert!(damages.iter().any(|(_, hit)| *hit == [two.second.0.clone()]), "{damages:?}");
     let repository = two.place.open();
     assert!(restores(&repository, &two.first));
@@ -154,7 +165,10 @@ fn a_damaged_snapshot_hits_itself() {
     assert_eq!(listed.into_iter().map(|backup| backup.id).collect::<Vec<_>>(), std::slice::from_ref(&two.first.0));
     assert!(problems[0].contains(&Two::name(&snapshot)), "{problems:?}");
     let (good, damages) = two.verify(true);
-    assert_eq!((good, damages), (vec![two.first.0.clone()], vec![(format!("snapshot {}", Two::name(&snapshot)), vec![two.second.0.clone()])]));
+    assert_eq!(
+        (good, damages),
+        (vec![two.first.0.clone()], vec![(format!("snapshot {}", Two::name(&snapshot)), vec![two.second.0.clone()])])
+    );
 }
 
 #[test]
@@ -173,10 +187,13 @@ fn a_damaged_cache_costs_time_and_nothing_else() {
 }
 
 fn walk(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder).unwrap().flat_map(|entry| {
-        let path = entry.unwrap().path();
-        if path.is_dir() { walk(&path) } else { vec![path] }
-    }).collect()
+    fs::read_dir(folder)
+        .unwrap()
+        .flat_map(|entry| {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path) } else { vec![path] }
+        })
+        .collect()
 }
 
 #[test]

@@ -129,7 +129,10 @@ fn failing_at_every_single_write_publishes_nothing_and_harms_nothing() {
         }
         assert_eq!(listed.len(), 1, "write {at} failed");
         let failure = outcome.unwrap_err();
-        assert!(std::error::Error::source(&failure).is_some_and(|source| source.to_string().contains("no storage space")), "{failure} at {at}");
+        assert!(
+            std::error::Error::source(&failure).is_some_and(|source| source.to_string().contains("no storage space")),
+            "{failure} at {at}"
+        );
         drop(repository);
         let repository = place.open();
         assert_eq!(restore(&repository, &first, "vda", disk.len()).unwrap(), disk);

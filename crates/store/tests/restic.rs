@@ -25,7 +25,10 @@ fn a_full_and_an_incremental_are_clean_and_equal() {
     let before = disk.clone();
     disk[3_000_000..3_000_100].fill(7);
     disk[4_999_990..].fill(9);
-    let told = Told { put: extents(&[(3_000_000 / 4096 * 4096, 3_000_000 / 4096 * 4096 + 4096), (4_999_990 / 4096 * 4096, 5_000_000)]), zero: extents(&[(0, 8192)]) };
+    let told = Told {
+        put: extents(&[(3_000_000 / 4096 * 4096, 3_000_000 / 4096 * 4096 + 4096), (4_999_990 / 4096 * 4096, 5_000_000)]),
+        zero: extents(&[(0, 8192)]),
+    };
     disk[..8192].fill(0);
     let second = backup(&repository, EVENING, &disk, Some(&first), &told).unwrap();
     place.check_with_restic();
@@ -45,7 +48,10 @@ fn a_full_and_an_incremental_are_clean_and_equal() {
 fn disks_of_every_awkward_size_are_clean_and_equal() {
     let place = Place::new();
     let repository = place.init();
-    let disks: Vec<(String, Vec<u8>)> = [0, 1, 4095, 4096, 4097, 65_536, 65_537, 1 << 20, (1 << 20) + 5].iter().map(|size| (format!("d{size}"), noise(*size as u64, *size))).collect();
+    let disks: Vec<(String, Vec<u8>)> = [0, 1, 4095, 4096, 4097, 65_536, 65_537, 1 << 20, (1 << 20) + 5]
+        .iter()
+        .map(|size| (format!("d{size}"), noise(*size as u64, *size)))
+        .collect();
     let mut writer = repository.begin(&vm().id(), EVENING.parse().unwrap()).unwrap();
     for (name, content) in &disks {
         write_disk(&mut *writer, name, content, None, &common::put_all(content)).unwrap();

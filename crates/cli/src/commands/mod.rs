@@ -24,23 +24,19 @@ use crate::exit::Outcome;
 /// # Errors
 /// When it fails.
 pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
+    let context = || Context::new(arguments.global);
     match arguments.command {
-        Command::Completion(arguments) => return completion::run(&arguments),
-        Command::Man(arguments) => return man::run(&arguments),
-        Command::Watchdog(arguments) => return watchdog::run(&arguments),
-        _ => {}
-    }
-    let context = Context::new(arguments.global)?;
-    match arguments.command {
-        Command::Init(arguments) => init::run(&context, &arguments),
-        Command::Backup(arguments) => backup::run(&context, &arguments),
-        Command::Plan(arguments) => plan::run(&context, &arguments),
-        Command::List(arguments) => list::run(&context, &arguments),
-        Command::Show(arguments) => show::run(&context, &arguments),
-        Command::Restore(arguments) => restore::run(&context, &arguments),
-        Command::Verify(arguments) => verify::run(&context, &arguments),
-        Command::Checkpoint(arguments) => checkpoint::run(&context, &arguments),
-        Command::Doctor(arguments) => doctor::run(&context, &arguments),
-        Command::Completion(_) | Command::Man(_) | Command::Watchdog(_) => Ok(Outcome::Done),
+        Command::Init(arguments) => init::run(&context()?, &arguments),
+        Command::Backup(arguments) => backup::run(&context()?, &arguments),
+        Command::Plan(arguments) => plan::run(&context()?, &arguments),
+        Command::List(arguments) => list::run(&context()?, &arguments),
+        Command::Show(arguments) => show::run(&context()?, &arguments),
+        Command::Restore(arguments) => restore::run(&context()?, &arguments),
+        Command::Verify(arguments) => verify::run(&context()?, &arguments),
+        Command::Checkpoint(arguments) => checkpoint::run(&context()?, &arguments),
+        Command::Doctor(arguments) => doctor::run(&context()?, &arguments),
+        Command::Completion(arguments) => completion::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
+        Command::Watchdog(arguments) => watchdog::run(&arguments),
     }
 }

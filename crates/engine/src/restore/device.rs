@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use super::target::Target;
 use crate::error::Error;
 
-const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Whether a path is a block device.
 pub fn is_block_device(path: &Path) -> bool {

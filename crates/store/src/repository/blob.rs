@@ -77,7 +77,8 @@ impl Sealer {
     /// When the blob is larger than we read back, or the libraries refuse.
     pub fn seal(&mut self, key: &Key, id: Id, kind: BlobKind, plain: &[u8]) -> Result<SealedBlob> {
         let length = u32::try_from(plain.len()).ok().filter(|length| *length <= BLOB_BYTES_MAX);
-        let length = length.ok_or_else(|| Error::Refused { problem: format!("a blob of {} bytes is too large for a pack", plain.len()) })?;
+        let length =
+            length.ok_or_else(|| Error::Refused { problem: format!("a blob of {} bytes is too large for a pack", plain.len()) })?;
         let compressed = if kind == BlobKind::Tree || self.pays(plain) { self.compress(plain)? } else { None };
         let plain_length = compressed.is_some().then_some(length);
         let mut bytes = compressed.unwrap_or_else(|| {
@@ -136,7 +137,10 @@ impl Opener {
             None => plain.extend_from_slice(opened),
             Some(length) => {
                 plain.resize(usize::try_from(length.min(BLOB_BYTES_MAX)).map_err(|error| error.to_string())?, 0);
-                let written = self.decompressor.decompress_to_buffer(opened, plain.as_mut_slice()).map_err(|error| format!("it does not decompress: {error}"))?;
+                let written = self
+                    .decompressor
+                    .decompress_to_buffer(opened, plain.as_mut_slice())
+                    .map_err(|error| format!("it does not decompress: {error}"))?;
                 plain.truncate(written);
             }
         }
@@ -156,7 +160,13 @@ mod tests {
     }
 
     fn entry(blob: &SealedBlob) -> BlobEntry {
-        BlobEntry { id: blob.id, kind: blob.kind, offset: 0, length: u32::try_from(blob.bytes.len()).unwrap(), plain_length: blob.plain_length }
+        BlobEntry {
+            id: blob.id,
+            kind: blob.kind,
+            offset: 0,
+            length: u32::try_from(blob.bytes.len()).unwrap(),
+            plain_length: blob.plain_length,
+        }
     }
 
     proptest! {

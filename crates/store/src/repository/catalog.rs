@@ -102,7 +102,9 @@ impl Repository {
             // Only a cache: without it the next listing takes longer.
             drop(save(&path, &current));
         }
-        let backups = current.into_iter().filter_map(|(id, remembered)| Some(StoredBackup { id: BackupId::new(id.hex()), manifest: remembered.manifest? }));
+        let backups = current
+            .into_iter()
+            .filter_map(|(id, remembered)| Some(StoredBackup { id: BackupId::new(id.hex()), manifest: remembered.manifest? }));
         Ok((backups.collect(), problems))
     }
 

@@ -91,7 +91,8 @@ impl StoredDisk {
 /// # Errors
 /// [`Error::Damaged`] when it has not.
 pub fn folders(id: &TreeId, nodes: &[Node], count: u64, name: fn(u64) -> String) -> Result<Vec<TreeId>> {
-    let found: Vec<TreeId> = (0..count).zip(nodes).filter(|(number, node)| node.name == name(*number)).filter_map(|(_, node)| node.subtree).collect();
+    let found: Vec<TreeId> =
+        (0..count).zip(nodes).filter(|(number, node)| node.name == name(*number)).filter_map(|(_, node)| node.subtree).collect();
     let complete = found.len() as u64 == count && nodes.len() == found.len();
     if complete { Ok(found) } else { Err(Error::damaged("tree", id, format!("it should have {count} folders of a disk"))) }
 }
@@ -195,8 +196,16 @@ impl<'a> DiskTable<'a> {
             return Ok(false);
         }
         let tree = match fill {
-            Fill::Base => self.base.as_ref().filter(|base| base.layout.same_extent(&self.layout, &range)).and_then(|base| base.group(group)),
-            Fill::Zero => if self.is_full(&range, GROUP_CHUNKS) { Some(self.zero_group()?) } else { None },
+            Fill::Base => {
+                self.base.as_ref().filter(|base| base.layout.same_extent(&self.layout, &range)).and_then(|base| base.group(group))
+            }
+            Fill::Zero => {
+                if self.is_full(&range, GROUP_CHUNKS) {
+                    Some(self.zero_group()?)
+                } else {
+                    None
+                }
+            }
         };
         if let Some(tree) = tree {
             self.groups.push(Node::dir(group_name(group), tree));
@@ -215,7 +224,13 @@ impl<'a> DiskTable<'a> {
         let tree = match (fill, &mut self.base) {
             (Fill::Base, Some(base)) if base.layout.same_extent(&layout, &range) => base.dir(trees, dir)?,
             (Fill::Base, _) => None,
-            (Fill::Zero, _) => if self.is_full(&range, DIR_CHUNKS) { Some(self.zero_dir()?) } else { None },
+            (Fill::Zero, _) => {
+                if self.is_full(&range, DIR_CHUNKS) {
+                    Some(self.zero_dir()?)
+                } else {
+                    None
+                }
+            }
         };
         if let Some(tree) = tree {
             self.next = range.end;

@@ -144,7 +144,9 @@ impl Backend for Folder {
         let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = match open() {
             // A repository that restic made has no such folder yet.
-            Err(error) if error.kind() == ErrorKind::NotFound => make_folder(&folder).and_then(|()| open().map_err(|error| Error::io("create", &path, error))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                make_folder(&folder).and_then(|()| open().map_err(|error| Error::io("create", &path, error)))
+            }
             other => other.map_err(|error| Error::io("create", &path, error)),
         }?;
         Ok(Box::new(FolderUpload { folder: self.clone(), path, file, published: false }))

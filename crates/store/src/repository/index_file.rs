@@ -141,7 +141,12 @@ mod tests {
         let pack = PublishedPack { id: Id([9; 32]), blobs };
         let json = serde_json::to_string(&IndexFile::of(std::slice::from_ref(&pack))).unwrap();
         let (one, two, nine) = ("01".repeat(32), "02".repeat(32), "09".repeat(32));
-        assert_eq!(json, format!(r#"{{"packs":[{{"id":"{nine}","blobs":[{{"id":"{one}","type":"data","offset":0,"length":100}},{{"id":"{two}","type":"tree","offset":100,"length":50,"uncompressed_length":400}}]}}]}}"#));
+        assert_eq!(
+            json,
+            format!(
+                r#"{{"packs":[{{"id":"{nine}","blobs":[{{"id":"{one}","type":"data","offset":0,"length":100}},{{"id":"{two}","type":"tree","offset":100,"length":50,"uncompressed_length":400}}]}}]}}"#
+            )
+        );
         let mut seen = Vec::new();
         decode(json.as_bytes(), &mut |id, blob| seen.push((id, blob))).unwrap();
         assert_eq!(seen, pack.blobs.iter().map(|blob| (pack.id, *blob)).collect::<Vec<_>>());

@@ -127,7 +127,8 @@ impl Lease {
         let (stop, stopped) = channel();
         let (core, environment) = (Arc::clone(core), environment.clone());
         let keep = move || keep(&core, &environment, exclusive, id, &stopped);
-        let keeper = std::thread::Builder::new().name("lease".to_owned()).spawn(keep).map_err(|error| Error::internal("start a thread", error))?;
+        let keeper =
+            std::thread::Builder::new().name("lease".to_owned()).spawn(keep).map_err(|error| Error::internal("start a thread", error))?;
         Ok(Self { stop: Some(stop), keeper: Some(keeper), alone })
     }
 }
@@ -223,7 +224,8 @@ mod tests {
 
     #[test]
     fn a_lock_reads_as_restic_writes_it() {
-        let json = r#"{"time":"2026-11-22T20:00:00.123456789+01:00","exclusive":true,"hostname":"h","username":"u","pid":7,"uid":1,"gid":2}"#;
+        let json =
+            r#"{"time":"2026-11-22T20:00:00.123456789+01:00","exclusive":true,"hostname":"h","username":"u","pid":7,"uid":1,"gid":2}"#;
         let lock: LockFile = serde_json::from_str(json).unwrap();
         assert!(lock.exclusive && lock.pid == 7);
     }

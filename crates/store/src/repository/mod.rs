@@ -108,7 +108,16 @@ impl Repository {
         let core = Arc::new(Core { backend, key: opened.key });
         let index = Arc::new(Index::open(Arc::clone(&core), &cache.join("index"))?);
         let chunk_size = opened.chunk_size.unwrap_or(ChunkSize::DEFAULT);
-        Ok(Self { core, index, id: StoreId::new(opened.id), chunk_size, cache, environment, workers: workers.max(1), lease: Mutex::default() })
+        Ok(Self {
+            core,
+            index,
+            id: StoreId::new(opened.id),
+            chunk_size,
+            cache,
+            environment,
+            workers: workers.max(1),
+            lease: Mutex::default(),
+        })
     }
 
     /// A lease that keeps others from pruning; work that goes on at the same time shares one.

@@ -72,7 +72,8 @@ impl OpenPack {
         let table_length = u32::try_from(table.len()).map_err(|error| Error::internal("close a pack", error))?;
         self.append(&table)?;
         self.append(&table_length.to_le_bytes())?;
-        let id = Id::from_slice(self.hash.finish().as_ref()).ok_or_else(|| Error::internal("close a pack", "its hash has another length"))?;
+        let id =
+            Id::from_slice(self.hash.finish().as_ref()).ok_or_else(|| Error::internal("close a pack", "its hash has another length"))?;
         Ok(FullPack { upload: self.upload, id, blobs: self.blobs, length: self.length })
     }
 
@@ -152,7 +153,11 @@ fn decode_table(mut table: &[u8]) -> Option<Vec<BlobEntry>> {
             _ => return None,
         };
         let (length, rest) = rest.split_first_chunk::<4>()?;
-        let (plain_length, rest) = if compressed { rest.split_first_chunk::<4>().map(|(length, rest)| (Some(u32::from_le_bytes(*length)), rest))? } else { (None, rest) };
+        let (plain_length, rest) = if compressed {
+            rest.split_first_chunk::<4>().map(|(length, rest)| (Some(u32::from_le_bytes(*length)), rest))?
+        } else {
+            (None, rest)
+        };
         let (id, rest) = rest.split_first_chunk::<ID_BYTES>()?;
         let length = u32::from_le_bytes(*length);
         if length < OVERHEAD {

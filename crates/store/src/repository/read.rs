@@ -64,7 +64,8 @@ impl BackupReader<'_> {
     /// When there is none, or it is damaged.
     pub fn read_file(&self, name: &str) -> Result<Vec<u8>> {
         let node = self.backup.nodes.iter().find(|node| node.name == name && node.subtree.is_none());
-        let node = node.ok_or_else(|| Error::NoSuchPart { backup: self.backup.id.short().to_owned(), what: "file", name: name.to_owned() })?;
+        let node =
+            node.ok_or_else(|| Error::NoSuchPart { backup: self.backup.id.short().to_owned(), what: "file", name: name.to_owned() })?;
         self.repository.read_file(node, &mut Scratch::new()?)
     }
 
@@ -133,7 +134,15 @@ impl BackupReader<'_> {
     }
 
     /// Tells zeros as they come and hands chunks to the workers.
-    fn feed(&self, disk: &str, layout: Layout, within: Option<&Extents>, jobs: Sender<(u64, ChunkId)>, failure: &Failure, sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync)) -> Result<()> {
+    fn feed(
+        &self,
+        disk: &str,
+        layout: Layout,
+        within: Option<&Extents>,
+        jobs: Sender<(u64, ChunkId)>,
+        failure: &Failure,
+        sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync),
+    ) -> Result<()> {
         let mut zeros = 0..0;
         let tell = |zeros: &Range<u64>| -> Result<()> {
             let extent = Extent::at(zeros.start.saturating_mul(layout.chunk), layout.bytes(zeros));
@@ -153,7 +162,13 @@ impl BackupReader<'_> {
         tell(&zeros)
     }
 
-    fn read_chunks(&self, layout: Layout, jobs: &Receiver<(u64, ChunkId)>, failure: &Failure, sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync)) -> Result<()> {
+    fn read_chunks(
+        &self,
+        layout: Layout,
+        jobs: &Receiver<(u64, ChunkId)>,
+        failure: &Failure,
+        sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync),
+    ) -> Result<()> {
         let mut scratch = Scratch::new()?;
         for (chunk, id) in jobs {
             // What is left is taken and dropped, so that the feeder never waits.
@@ -165,7 +180,14 @@ impl BackupReader<'_> {
         Ok(())
     }
 
-    fn read_chunk(&self, layout: Layout, chunk: u64, id: &ChunkId, scratch: &mut Scratch, sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync)) -> Result<()> {
+    fn read_chunk(
+        &self,
+        layout: Layout,
+        chunk: u64,
+        id: &ChunkId,
+        scratch: &mut Scratch,
+        sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync),
+    ) -> Result<()> {
         self.repository.load_blob(id, BlobKind::Data, scratch)?;
         if scratch.plain.len() as u64 != layout.bytes(&(chunk..chunk.saturating_add(1))) {
             return Err(Error::damaged("chunk", id, "it has another length than its place on the disk"));
@@ -282,7 +304,12 @@ impl seam::BackupReader for BackupReader<'_> {
         Ok(self.holds(disk.as_str(), chunk, bytes)?)
     }
 
-    fn read_disk(&self, disk: &DiskName, within: Option<&Extents>, sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync)) -> seam::Result<()> {
+    fn read_disk(
+        &self,
+        disk: &DiskName,
+        within: Option<&Extents>,
+        sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync),
+    ) -> seam::Result<()> {
         Ok(self.read_parts(disk.as_str(), within, sink)?)
     }
 }

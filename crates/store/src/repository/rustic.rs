@@ -86,7 +86,9 @@ fn opened(repository: &Repository<OpenStatus>) -> Result<Opened> {
     let MasterKey { mac, encrypt, .. } = repository.key();
     let config = repository.config();
     let chunk_size = match config.chunker {
-        Some(Chunker::FixedSize) => config.chunk_size.and_then(|bytes| u32::try_from(bytes).ok()).and_then(|bytes| ChunkSize::try_from(bytes).ok()),
+        Some(Chunker::FixedSize) => {
+            config.chunk_size.and_then(|bytes| u32::try_from(bytes).ok()).and_then(|bytes| ChunkSize::try_from(bytes).ok())
+        }
         Some(Chunker::Rabin) | None => None,
     };
     Ok(Opened { key: Key::new(&encrypt, &mac.k, &mac.r)?, id: config.id.to_hex().as_str().to_owned(), chunk_size })
@@ -197,7 +199,9 @@ mod tests {
 
     #[test]
     fn key_files_that_would_take_too_much_are_not_tried() {
-        let key = |kdf: &str, n: u64| format!(r#"{{"hostname":"h","username":"u","kdf":"{kdf}","N":{n},"r":8,"p":1,"data":"","salt":""}}"#).into_bytes();
+        let key = |kdf: &str, n: u64| {
+            format!(r#"{{"hostname":"h","username":"u","kdf":"{kdf}","N":{n},"r":8,"p":1,"data":"","salt":""}}"#).into_bytes()
+        };
         assert!(is_usable_key(&key("scrypt", 32768)));
         for bad in [key("scrypt", 0), key("scrypt", 3), key("scrypt", 1 << 31), key("argon", 32768), b"{}".to_vec(), vec![]] {
             assert!(!is_usable_key(&bad), "{}", String::from_utf8_lossy(&bad));

@@ -106,7 +106,8 @@ pub fn encode(nodes: &[Node]) -> Result<(TreeId, Vec<u8>)> {
     if let Some(pair) = nodes.windows(2).find(|pair| pair[0].name == pair[1].name) {
         return Err(Error::Refused { problem: format!("a backup cannot have two things called {:?}", pair[0].name) });
     }
-    let mut bytes = serde_json::to_vec(&TreeOut { nodes: nodes.into_iter().map(Node::out).collect() }).map_err(|error| Error::internal("write JSON", error))?;
+    let mut bytes = serde_json::to_vec(&TreeOut { nodes: nodes.into_iter().map(Node::out).collect() })
+        .map_err(|error| Error::internal("write JSON", error))?;
     bytes.push(b'\n');
     Ok((Id::of(&bytes), bytes))
 }
@@ -146,7 +147,9 @@ pub fn segments(chunks: &[ChunkId], chunk_size: u64, bytes: u64) -> Vec<Node> {
     let segment_size = SEGMENT_CHUNKS * chunk_size;
     let pieces = chunks.chunks(usize::try_from(SEGMENT_CHUNKS).unwrap_or(usize::MAX));
     let numbered = (0_u64..).zip(pieces);
-    numbered.map(|(number, ids)| Node::file(segment_name(number), bytes.saturating_sub(number * segment_size).min(segment_size), ids.to_vec())).collect()
+    numbered
+        .map(|(number, ids)| Node::file(segment_name(number), bytes.saturating_sub(number * segment_size).min(segment_size), ids.to_vec()))
+        .collect()
 }
 
 #[cfg(test)]

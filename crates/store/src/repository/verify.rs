@@ -33,7 +33,16 @@ impl Repository {
         let ids = if ids.is_empty() { self.all_snapshots()? } else { ids.to_vec() };
         let view = self.index.view();
         let good = RecordSet(view.sizes().iter().map(|records| vec![0; usize::try_from(records.div_ceil(64)).unwrap_or(0)]).collect());
-        let mut verifier = Verifier { repository: self, view, read_data, good, packs: HashMap::new(), damages: Damages::default(), bytes_read: 0, scratch: Scratch::new()? };
+        let mut verifier = Verifier {
+            repository: self,
+            view,
+            read_data,
+            good,
+            packs: HashMap::new(),
+            damages: Damages::default(),
+            bytes_read: 0,
+            scratch: Scratch::new()?,
+        };
         let total = ids.len() as u64;
         let mut sound = Vec::new();
         for (done, id) in (0..).zip(&ids) {
@@ -57,7 +66,8 @@ impl Repository {
         let mut damaged = Vec::new();
         for (id, _) in self.core.backend.list(FileKind::Index)? {
             let content = sealed_file::content(&*self.core.backend, &self.core.key, FileKind::Index, &id);
-            let outcome = content.and_then(|content| index_file::decode(content, &mut |_, _| {}).map_err(|error| Error::damaged("index", id, error)));
+            let outcome =
+                content.and_then(|content| index_file::decode(content, &mut |_, _| {}).map_err(|error| Error::damaged("index", id, error)));
             if let Err(error) = outcome {
                 damaged.push((id, problem_of(error)));
             }
@@ -278,7 +288,8 @@ impl Verifier<'_> {
 
     /// Checks chunks; each must be good in one of its places.
     fn check(&mut self, chunks: Vec<Vec<Place>>, backup: &BackupId) -> Result<bool> {
-        let outcomes = if self.read_data { self.read(&chunks)? } else { chunks.iter().map(|places| self.look(places)).collect::<Result<Vec<_>>>()? };
+        let outcomes =
+            if self.read_data { self.read(&chunks)? } else { chunks.iter().map(|places| self.look(places)).collect::<Result<Vec<_>>>()? };
         let mut sound = true;
         for outcomes in outcomes {
             let (mut good, mut failures) = (false, Vec::new());
@@ -321,14 +332,19 @@ impl Verifier<'_> {
         let (next, workers) = (AtomicUsize::new(0), self.repository.workers.min(chunks.len()));
         let work = || -> Result<Vec<(usize, Vec<Outcome>)>> {
             let (mut scratch, mut done) = (Scratch::new()?, Vec::new());
-            while let Some((number, places)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, chunks.get(number)?))) {
+            while let Some((number, places)) =
+                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, chunks.get(number)?)))
+            {
                 done.push((number, self.try_places(places, &mut scratch)));
             }
             Ok(done)
         };
         let parts = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(Error::internal("verify", "a thread panicked")))).collect::<Result<Vec<_>>>()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::internal("verify", "a thread panicked"))))
+                .collect::<Result<Vec<_>>>()
         })?;
         let mut all: Vec<_> = parts.into_iter().flatten().collect();
         all.sort_by_key(|(number, _)| *number);

@@ -84,7 +84,12 @@ impl Place {
     /// Runs restic, which must succeed; returns its stdout.
     pub fn restic_ok(&self, args: &[&str]) -> Vec<u8> {
         let output = self.restic(args);
-        assert!(output.status.success(), "restic {args:?}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "restic {args:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         output.stdout
     }
 
@@ -130,23 +135,26 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
         duration_ms: 0,
         power: Power::Off,
         hypervisor: "none".into(),
-        disks: disks.iter().map(|(name, size)| ManifestDisk {
-            name: disk_name(name),
-            size: Size(*size),
-            kind,
-            reason: "test".into(),
-            format: "raw".into(),
-            cluster_size: None,
-            image: "none".into(),
-            chunk_size: chunk_size(),
-            checkpointed: false,
-            base: base.cloned(),
-            dirty_bytes: 0,
-            read_bytes: 0,
-            stored_bytes: 0,
-            audited_bytes: 0,
-            audit: None,
-        }).collect(),
+        disks: disks
+            .iter()
+            .map(|(name, size)| ManifestDisk {
+                name: disk_name(name),
+                size: Size(*size),
+                kind,
+                reason: "test".into(),
+                format: "raw".into(),
+                cluster_size: None,
+                image: "none".into(),
+                chunk_size: chunk_size(),
+                checkpointed: false,
+                base: base.cloned(),
+                dirty_bytes: 0,
+                read_bytes: 0,
+                stored_bytes: 0,
+                audited_bytes: 0,
+                audit: None,
+            })
+            .collect(),
         skipped: vec![],
         findings: vec![],
     }
@@ -171,9 +179,22 @@ pub fn put_all(content: &[u8]) -> Told {
 }
 
 /// Puts the told part of `content` in a slightly wrong order.
-pub fn write_disk(writer: &mut dyn seam::BackupWriter, name: &str, content: &[u8], base: Option<&BackupId>, told: &Told) -> seam::Result<DiskStored> {
+pub fn write_disk(
+    writer: &mut dyn seam::BackupWriter,
+    name: &str,
+    content: &[u8],
+    base: Option<&BackupId>,
+    told: &Told,
+) -> seam::Result<DiskStored> {
     let size = Size(content.len() as u64);
-    let declared = DiskContent { name: disk_name(name), size, chunk_size: chunk_size(), base: base.cloned(), put: told.put.clone(), zero: told.zero.clone() };
+    let declared = DiskContent {
+        name: disk_name(name),
+        size,
+        chunk_size: chunk_size(),
+        base: base.cloned(),
+        put: told.put.clone(),
+        zero: told.zero.clone(),
+    };
     let mut disk = writer.disk(&declared)?;
     let chunks: Vec<ChunkIndex> = told.put.chunks(chunk_size()).collect();
     for window in chunks.chunks(7) {
@@ -227,5 +248,8 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
         state ^= state >> 7;
         state ^= state << 17;
         state.to_le_bytes()
-    }).flatten().take(length).collect()
+    })
+    .flatten()
+    .take(length)
+    .collect()
 }

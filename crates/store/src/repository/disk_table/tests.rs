@@ -62,7 +62,13 @@ fn parts() -> impl Strategy<Value = Vec<(Part, u64)>> {
 }
 
 /// Builds a disk from parts; what asks for a base chunk that is not there gets data.
-fn build(memory: &Memory, layout: Layout, parts: &[(Part, u64)], salt: u64, base: Option<(&TreeId, Layout, &[ChunkId])>) -> (TreeId, Vec<ChunkId>) {
+fn build(
+    memory: &Memory,
+    layout: Layout,
+    parts: &[(Part, u64)],
+    salt: u64,
+    base: Option<(&TreeId, Layout, &[ChunkId])>,
+) -> (TreeId, Vec<ChunkId>) {
     let stored = base.map(|(root, layout, _)| StoredDisk::open(memory, root, layout).unwrap());
     let mut table = DiskTable::new(memory, layout, stored);
     let mut expected = Vec::new();
@@ -148,7 +154,12 @@ fn a_huge_empty_disk_is_a_handful_of_trees() {
 fn trees_that_are_no_disk_are_refused() {
     let memory = Memory::default();
     let layout = Layout::new(5 * CHUNK, CHUNK).unwrap();
-    for nodes in [vec![], vec![Node::file("0000", 0, vec![])], vec![Node::dir("0001", Id([1; 32]))], vec![Node::dir("0000", Id([1; 32])), Node::dir("0001", Id([1; 32]))]] {
+    for nodes in [
+        vec![],
+        vec![Node::file("0000", 0, vec![])],
+        vec![Node::dir("0001", Id([1; 32]))],
+        vec![Node::dir("0000", Id([1; 32])), Node::dir("0001", Id([1; 32]))],
+    ] {
         let root = memory.store(&nodes).unwrap();
         assert!(matches!(StoredDisk::open(&memory, &root, layout), Err(Error::Damaged { .. })));
     }

@@ -93,12 +93,22 @@ pub fn merge(folder: &Path, runs: &[&Run]) -> Result<Run> {
         maps.push(map);
     }
     drop(numbers);
-    let mut sources: Vec<_> = runs.iter().zip(&maps).map(|(run, map)| {
-        run.iter().map(move |record| match record {
-            Ok(record) => map.get(record.pack as usize).map(|pack| Record { pack: *pack, ..record }).ok_or_else(|| "a record names no pack".to_owned()),
-            Err(problem) => Err(problem),
-        }.map_err(|problem| damaged(run, problem)))
-    }).collect();
+    let mut sources: Vec<_> = runs
+        .iter()
+        .zip(&maps)
+        .map(|(run, map)| {
+            run.iter().map(move |record| {
+                match record {
+                    Ok(record) => map
+                        .get(record.pack as usize)
+                        .map(|pack| Record { pack: *pack, ..record })
+                        .ok_or_else(|| "a record names no pack".to_owned()),
+                    Err(problem) => Err(problem),
+                }
+                .map_err(|problem| damaged(run, problem))
+            })
+        })
+        .collect();
     let mut indexes: Vec<Id> = runs.iter().flat_map(|run| run.indexes.iter().copied()).collect();
     indexes.sort_unstable();
     indexes.dedup();
@@ -199,7 +209,8 @@ impl<W: Write> BlockWriter<W> {
 fn write_run(folder: &Path, indexes: Vec<Id>, packs: &[PackId], records: impl Iterator<Item = Result<Record>>) -> Result<Run> {
     let name = format!("{:016x}", rand::random::<u64>());
     let (temporary, path) = (folder.join(format!("{name}{TEMPORARY_SUFFIX}")), folder.join(format!("{name}{RUN_SUFFIX}")));
-    let written = write_file(&temporary, indexes, packs, records).and_then(|()| fs::rename(&temporary, &path).map_err(|error| Error::io("publish", &path, error)));
+    let written = write_file(&temporary, indexes, packs, records)
+        .and_then(|()| fs::rename(&temporary, &path).map_err(|error| Error::io("publish", &path, error)));
     if let Err(error) = written {
         // The folder is a cache: what stays there is removed by the next refresh.
         drop(fs::remove_file(&temporary));

@@ -68,7 +68,9 @@ impl View {
     fn find(&self, id: &Id, kind: BlobKind) -> std::result::Result<Vec<Place>, String> {
         let mut places = Vec::new();
         for (number, run) in self.runs.iter().enumerate() {
-            run.find(id, kind, &mut |found| places.push(Place { pack: found.pack, entry: found.record.entry, record: (number, found.ordinal) }))?;
+            run.find(id, kind, &mut |found| {
+                places.push(Place { pack: found.pack, entry: found.record.entry, record: (number, found.ordinal) })
+            })?;
         }
         Ok(places)
     }
@@ -252,7 +254,13 @@ impl Index {
     fn hold(&self) -> Result<Held<'_>> {
         let guard = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.folder.join("lock");
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|error| Error::io("open", &path, error))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| Error::io("open", &path, error))?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| Error::io("lock", &path, error))?;
         Ok(Held { _thread: guard, _process: file })
     }

@@ -202,7 +202,9 @@ impl Iterator for RunRecords<'_> {
         }
         let (block, slot) = (self.next / BLOCK_RECORDS as u64, usize::try_from(self.next % BLOCK_RECORDS as u64).unwrap_or(0));
         self.next += 1;
-        if slot == 0 && let Err(problem) = read_block(&self.run.file, block, &mut self.block) {
+        if slot == 0
+            && let Err(problem) = read_block(&self.run.file, block, &mut self.block)
+        {
             self.next = self.run.records;
             return Some(Err(problem));
         }

@@ -51,14 +51,22 @@ impl World {
 
     fn expected(&self, blob: u64) -> BTreeSet<(PackId, u32)> {
         let packs = self.files.values().flatten();
-        packs.flat_map(|pack| pack.blobs.iter().map(move |entry| (pack.id, *entry))).filter(|(_, entry)| entry.id == id(blob)).map(|(pack, entry)| (pack, entry.offset)).collect()
+        packs
+            .flat_map(|pack| pack.blobs.iter().map(move |entry| (pack.id, *entry)))
+            .filter(|(_, entry)| entry.id == id(blob))
+            .map(|(pack, entry)| (pack, entry.offset))
+            .collect()
     }
 
     fn compare(&self, index: &Index, blobs: impl Iterator<Item = u64>) {
         for blob in blobs {
             let kind = if blob % 5 == 0 { BlobKind::Tree } else { BlobKind::Data };
             let found = index.find(&id(blob), kind).unwrap();
-            assert_eq!(found.iter().map(|place| (place.pack, place.entry.offset)).collect::<BTreeSet<_>>(), self.expected(blob), "blob {blob}");
+            assert_eq!(
+                found.iter().map(|place| (place.pack, place.entry.offset)).collect::<BTreeSet<_>>(),
+                self.expected(blob),
+                "blob {blob}"
+            );
             let other = if kind == BlobKind::Tree { BlobKind::Data } else { BlobKind::Tree };
             assert!(index.find(&id(blob), other).unwrap().is_empty());
         }
@@ -145,7 +153,8 @@ fn many_blobs_over_many_blocks_are_all_found() {
         world.write((0..5).map(|part| pack(number * 5 + part, (0..400).map(|blob| (number * 5 + part) * 400 + blob))).collect());
     }
     let index = world.open();
-    let everything: BTreeMap<Id, (PackId, u32)> = world.files.values().flatten().flat_map(|pack| pack.blobs.iter().map(|entry| (entry.id, (pack.id, entry.offset)))).collect();
+    let everything: BTreeMap<Id, (PackId, u32)> =
+        world.files.values().flatten().flat_map(|pack| pack.blobs.iter().map(|entry| (entry.id, (pack.id, entry.offset)))).collect();
     for blob in 0..40_000 {
         let kind = if blob % 5 == 0 { BlobKind::Tree } else { BlobKind::Data };
         let found = index.find(&id(blob), kind).unwrap();

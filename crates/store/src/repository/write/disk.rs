@@ -46,7 +46,17 @@ impl<'w> DiskWriter<'w> {
         let base_layout = base.as_ref().map(|base| base.layout);
         let plan = plan(content, layout, base_layout).map_err(|problem| Error::Content { disk: name.clone(), problem })?;
         let table = DiskTable::new(writer, layout, base);
-        Ok(Self { writer, name, layout, plan, table, arrived: HashMap::new(), in_work: 0, replies: unbounded(), stored: DiskStored::default() })
+        Ok(Self {
+            writer,
+            name,
+            layout,
+            plan,
+            table,
+            arrived: HashMap::new(),
+            in_work: 0,
+            replies: unbounded(),
+            stored: DiskStored::default(),
+        })
     }
 
     fn put_chunk(&mut self, chunk: u64, data: Vec<u8>, recycler: &Recycler) -> Result<()> {
@@ -157,11 +167,20 @@ fn plan(content: &DiskContent, layout: Layout, base: Option<Layout>) -> std::res
 }
 
 fn ranges(extents: &Extents, layout: Layout, source: Source) -> std::result::Result<Vec<(Range<u64>, Source)>, String> {
-    extents.iter().map(|extent| {
-        let whole = extent.start % layout.chunk == 0 && (extent.end % layout.chunk == 0 || extent.end == layout.size) && extent.end <= layout.size;
-        let range = extent.start / layout.chunk..extent.end.div_ceil(layout.chunk);
-        if whole { Ok((range, source)) } else { Err(format!("bytes {} to {} are not whole chunks of the disk", extent.start, extent.end)) }
-    }).collect()
+    extents
+        .iter()
+        .map(|extent| {
+            let whole = extent.start % layout.chunk == 0
+                && (extent.end % layout.chunk == 0 || extent.end == layout.size)
+                && extent.end <= layout.size;
+            let range = extent.start / layout.chunk..extent.end.div_ceil(layout.chunk);
+            if whole {
+                Ok((range, source))
+            } else {
+                Err(format!("bytes {} to {} are not whole chunks of the disk", extent.start, extent.end))
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -172,17 +191,34 @@ mod tests {
 
     fn content(put: &[(u64, u64)], zero: &[(u64, u64)]) -> DiskContent {
         let set = |pairs: &[(u64, u64)]| pairs.iter().map(|(start, end)| Extent::new(*start, *end)).collect();
-        DiskContent { name: DiskName::new("vda").unwrap(), size: Size(10_000), chunk_size: ChunkSize::try_from(4096).unwrap(), base: None, put: set(put), zero: set(zero) }
+        DiskContent {
+            name: DiskName::new("vda").unwrap(),
+            size: Size(10_000),
+            chunk_size: ChunkSize::try_from(4096).unwrap(),
+            base: None,
+            put: set(put),
+            zero: set(zero),
+        }
     }
 
     fn planned(put: &[(u64, u64)], zero: &[(u64, u64)], base: Option<u64>) -> std::result::Result<String, String> {
         let layout = |size| Layout::new(size, 4096).unwrap();
         let plan = plan(&content(put, zero), layout(10_000), base.map(layout))?;
-        Ok(plan.iter().map(|(range, source)| format!("{}-{}:{} ", range.start, range.end, match source {
-            Source::Put => "put",
-            Source::Fill(Fill::Zero) => "zero",
-            Source::Fill(Fill::Base) => "base",
-        })).collect())
+        Ok(plan
+            .iter()
+            .map(|(range, source)| {
+                format!(
+                    "{}-{}:{} ",
+                    range.start,
+                    range.end,
+                    match source {
+                        Source::Put => "put",
+                        Source::Fill(Fill::Zero) => "zero",
+                        Source::Fill(Fill::Base) => "base",
+                    }
+                )
+            })
+            .collect())
     }
 
     #[test]

@@ -58,21 +58,31 @@ impl<'a> BackupWriter<'a> {
         let chunk_size = content.chunk_size.bytes();
         let disk = backup.disk(content.name.as_str())?;
         if disk.layout.chunk != chunk_size {
-            return Err(Error::Content { disk: content.name.to_string(), problem: format!("the base has chunks of {} bytes, not {chunk_size}", disk.layout.chunk) });
+            return Err(Error::Content {
+                disk: content.name.to_string(),
+                problem: format!("the base has chunks of {} bytes, not {chunk_size}", disk.layout.chunk),
+            });
         }
         StoredDisk::open(self, &disk.tree, disk.layout)
     }
 
     fn open_disk(&self, content: &DiskContent) -> Result<DiskWriter<'_>> {
         let layout = Layout::new(content.size.0, content.chunk_size.bytes());
-        let layout = layout.ok_or_else(|| Error::Content { disk: content.name.to_string(), problem: format!("{} bytes are more than a backup can hold", content.size) })?;
+        let layout = layout.ok_or_else(|| Error::Content {
+            disk: content.name.to_string(),
+            problem: format!("{} bytes are more than a backup can hold", content.size),
+        })?;
         let base = content.base.as_ref().map(|id| self.base(id, content)).transpose()?;
         DiskWriter::new(self, content, layout, base)
     }
 
     fn store_file(&self, file: &SavedFile) -> Result<Node> {
         let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
-        let pieces = file.content.chunks(FILE_PIECE_BYTES).map(|piece| Ok(self.pipeline.store(&mut tools.0, BlobKind::Data, piece)?.0)).collect::<Result<Vec<_>>>()?;
+        let pieces = file
+            .content
+            .chunks(FILE_PIECE_BYTES)
+            .map(|piece| Ok(self.pipeline.store(&mut tools.0, BlobKind::Data, piece)?.0))
+            .collect::<Result<Vec<_>>>()?;
         Ok(Node::file(&file.name, file.content.len() as u64, pieces))
     }
 

@@ -71,7 +71,13 @@ impl Shared {
     }
 
     /// Stores a chunk; that of zeros is hashed and looked up once per thread, because disks are full of them.
-    fn store_chunk(&self, sealer: &mut Sealer, packer: &Sender<SealedBlob>, plain: &[u8], zeros: &mut Option<(usize, Id)>) -> Result<(Id, Stored)> {
+    fn store_chunk(
+        &self,
+        sealer: &mut Sealer,
+        packer: &Sender<SealedBlob>,
+        plain: &[u8],
+        zeros: &mut Option<(usize, Id)>,
+    ) -> Result<(Id, Stored)> {
         if !is_zero(plain) {
             return self.store(sealer, packer, BlobKind::Data, plain);
         }
@@ -132,7 +138,10 @@ impl Pipeline {
 
     fn spawn(&mut self, name: &str, body: impl FnOnce(&Shared) + Send + 'static) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&shared)).map_err(|error| Error::internal("start a thread", error))?;
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || body(&shared))
+            .map_err(|error| Error::internal("start a thread", error))?;
         self.threads.push(thread);
         Ok(())
     }
@@ -189,7 +198,8 @@ fn work(shared: &Shared, jobs: &Receiver<Job>, packer: &Sender<SealedBlob>) -> R
     let mut sealer = Sealer::new()?;
     let mut zeros: Option<(usize, Id)> = None;
     for Job { chunk, data, recycler, reply } in jobs {
-        let outcome = if shared.poison.is_set() { Err(Error::Poisoned) } else { shared.store_chunk(&mut sealer, packer, &data, &mut zeros) };
+        let outcome =
+            if shared.poison.is_set() { Err(Error::Poisoned) } else { shared.store_chunk(&mut sealer, packer, &data, &mut zeros) };
         recycler(data);
         let outcome = match outcome {
             Ok(outcome) => Some(outcome),
