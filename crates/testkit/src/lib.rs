@@ -23,6 +23,7 @@ mod qmp;
 mod restic;
 mod serial;
 pub mod servers;
+pub mod sim;
 mod tmp;
 mod witness;
 

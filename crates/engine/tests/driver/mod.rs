@@ -1,0 +1,122 @@
+//! The engine on the simulation: one history, many on all processors, and the smallest story of one that fails.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use keepmark_engine::Surroundings;
+use keepmark_engine::backup::{BackupJob, backup};
+use keepmark_model::audit::AuditWish;
+use keepmark_model::plan::Request;
+use keepmark_model::seam::{Freeze, Hypervisor, Monitor, Result, Store};
+use keepmark_testkit::sim::{Break, Outcome, STEPS, Senses, Stats, history, minimise, play};
+
+struct Silent;
+
+impl Monitor for Silent {
+    fn progress(&self, _: &str, _: u64, _: u64) {}
+    fn finished(&self, _: &str) {}
+    fn finding(&self, _: &str) {}
+    fn note(&self, _: &str) {}
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+/// keepmark's backup, as the simulation calls it.
+fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit: AuditWish, senses: &Senses<'_>) -> Result<()> {
+    let job = BackupJob { request: request.clone(), freeze: Freeze::Never, audit, hold_checkpoints: None, program: "simulation".to_owned() };
+    let world = Surroundings { now: senses.now, elapsed: senses.elapsed, random: senses.random };
+    backup(vm, store, &job, world, &Silent).map(drop)
+}
+
+/// Plays the history of a seed.
+pub fn play_seed(seed: u64, broken: Option<Break>) -> Outcome {
+    play(seed, &history(seed), &keepmark, broken, false)
+}
+
+/// What a failing seed does, in words, after everything was left out that is not needed for it.
+pub fn story(seed: u64, broken: Option<Break>) -> String {
+    let fails = |steps: &[_]| play(seed, steps, &keepmark, broken, false).violation.map(|(end, _)| end);
+    let steps = minimise(&history(seed), &fails);
+    let told = play(seed, &steps, &keepmark, broken, true);
+    let mut text = format!("seed {seed}, smallest story ({} of {STEPS} steps):\n", steps.len());
+    told.story.iter().for_each(|sentence| text.push_str(&format!("  {sentence}\n")));
+    let what = told.violation.map(|(_, what)| what).unwrap_or_default();
+    text + "  => " + &what + "\n"
+}
+
+/// How many histories to play, at most.
+#[derive(Clone, Copy)]
+pub struct Campaign {
+    /// The first seed; the others follow.
+    pub first: u64,
+    /// How many seeds.
+    pub seeds: u64,
+    /// How long.
+    pub longest: Option<Duration>,
+    /// Which rule of a driver or a store is broken on purpose.
+    pub broken: Option<Break>,
+}
+
+/// What a campaign found.
+pub struct Found {
+    /// Histories that were played.
+    pub histories: u64,
+    /// What happened in them.
+    pub stats: Stats,
+    /// The lowest failing seed that was seen, and what was wrong.
+    pub failure: Option<(u64, String)>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Campaign {
+    /// Plays the histories on all processors, until one fails.
+    pub fn run(&self) -> Found {
+        let (started, next) = (Instant::now(), AtomicU64::new(0));
+        let found = Mutex::new((0, Stats::default(), None));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| self.work(started, &next, &found));
+            }
+        });
+        let (histories, stats, failure) = found.into_inner().unwrap();
+        Found { histories, stats, failure, elapsed: started.elapsed() }
+    }
+
+    fn work(&self, started: Instant, next: &AtomicU64, found: &Mutex<(u64, Stats, Option<(u64, String)>)>) {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let over = self.longest.is_some_and(|longest| started.elapsed() > longest);
+            if number >= self.seeds || over || found.lock().unwrap().2.is_some() {
+                return;
+            }
+            let seed = self.first.wrapping_add(number);
+            let outcome = play_seed(seed, self.broken);
+            let mut found = found.lock().unwrap();
+            found.0 += 1;
+            found.1.add(&outcome.stats);
+            if let Some((_, what)) = outcome.violation
+                && found.2.as_ref().is_none_or(|(known, _)| seed < *known)
+            {
+                found.2 = Some((seed, what));
+            }
+        }
+    }
+}
+
+impl Found {
+    /// The numbers, in one sentence each.
+    pub fn summary(&self) -> String {
+        let Stats { steps, runs, effects, killed, failed, full, incremental, resync, contradicted, audit_only, compared } = self.stats;
+        let speed = self.histories as f64 / self.elapsed.as_secs_f64().max(1e-9);
+        format!(
+            "{} histories, {steps} steps, {speed:.0} histories/s\n{runs} runs of keepmark with {effects} effects: {killed} killed, {failed} failed\n\
+             disks captured: {full} full, {incremental} incremental, {resync} resynced ({contradicted} of them since a check contradicted the bitmap)\n\
+             {compared} comparisons with the truth; {audit_only} disks differ by silent edits that only the audit's sample could have found",
+            self.histories
+        )
+    }
+}

@@ -1,0 +1,120 @@
+//! Histories: what one seed makes happen, as steps that fit every state, so that any of them can be left out.
+
+use std::fmt;
+
+use keepmark_model::audit::AuditWish;
+use keepmark_model::plan::WantedKind;
+
+use super::event::{EVENTS, Event, EventKind};
+use super::rng::Rng;
+use super::world::Fault;
+
+/// Steps of a history.
+pub const STEPS: usize = 200;
+/// Effects of a run among which faults are spread; most runs have fewer.
+const EFFECTS: u32 = 48;
+
+/// A run of keepmark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Which VM, modulo how many there are.
+    pub machine: u8,
+    /// To which store, modulo how many there are.
+    pub store: u8,
+    /// Which kind.
+    pub kind: WantedKind,
+    /// Whether a checkpoint is started.
+    pub checkpoint: bool,
+    /// Only the disk of this number, modulo how many there are.
+    pub only: Option<u8>,
+    /// How much is audited.
+    pub audit: AuditWish,
+    /// What befalls it, by effect.
+    pub faults: Vec<(u32, Fault)>,
+}
+
+/// One step of a history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Something happens.
+    Happen(Event),
+    /// keepmark backs up.
+    Backup(Order),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Happen(event) => f.write_str(event.kind.words()),
+            Self::Backup(order) => {
+                let checkpoint = if order.checkpoint { "" } else { ", without a checkpoint" };
+                let only = order.only.map(|disk| format!(", disk {disk} only")).unwrap_or_default();
+                write!(f, "keepmark backs VM {} up to store {} ({:?}{checkpoint}{only}, audit {:?})", order.machine, order.store, order.kind, order.audit)
+            }
+        }
+    }
+}
+
+/// The history of a seed.
+#[must_use]
+pub fn history(seed: u64) -> Vec<Step> {
+    let mut rng = Rng::new(seed);
+    // Some histories are quiet, so that long sequences of incrementals come about; some are wild.
+    let quiet = rng.below(4);
+    (0..STEPS).map(|_| step(&mut rng, quiet)).collect()
+}
+
+fn step(rng: &mut Rng, quiet: u32) -> Step {
+    if rng.below(100) < 25 { Step::Backup(order(rng, quiet)) } else { Step::Happen(event(rng, quiet)) }
+}
+
+fn event(rng: &mut Rng, quiet: u32) -> Event {
+    let total: u32 = EVENTS.iter().map(|(_, weight)| weight).sum();
+    let mut left = rng.below(total);
+    let chosen = EVENTS.iter().find(|(_, weight)| {
+        let is_here = left < *weight;
+        left = left.saturating_sub(*weight);
+        is_here
+    });
+    let drawn = chosen.map_or(EventKind::Write, |(kind, _)| *kind);
+    let is_calm = matches!(drawn, EventKind::Write | EventKind::WriteZeros | EventKind::Discard | EventKind::PowerOn | EventKind::PowerOff);
+    let kind = if is_calm || rng.below(4) >= quiet { drawn } else { EventKind::Write };
+    let machine = u8::from(rng.one_in(5));
+    Event { kind, machine, disk: rng.byte(), a: rng.byte(), b: rng.byte() }
+}
+
+fn order(rng: &mut Rng, quiet: u32) -> Order {
+    let mut faults = Vec::new();
+    // A guest at work.
+    for _ in 0..rng.below(4) {
+        let kind = [EventKind::Write, EventKind::Write, EventKind::Write, EventKind::Discard][rng.below(4) as usize];
+        faults.push((rng.below(EFFECTS), Fault::Happen(Event { kind, ..event(rng, 3) })));
+    }
+    if rng.below(8) >= quiet + 3 {
+        faults.push((near(rng), Fault::Happen(event(rng, 0))));
+    }
+    match rng.below(12) {
+        0 | 1 => faults.push((near(rng), Fault::Kill)),
+        2 => faults.push((near(rng), Fault::Refuse)),
+        _ => {}
+    }
+    Order {
+        machine: u8::from(rng.one_in(5)),
+        store: rng.byte(),
+        kind: if rng.one_in(20) { WantedKind::Full } else { WantedKind::Auto },
+        checkpoint: !rng.one_in(8),
+        only: rng.one_in(10).then(|| rng.byte()),
+        audit: match rng.below(6) {
+            0 => AuditWish::Off,
+            1 => AuditWish::Percent(50),
+            _ => AuditWish::Default,
+        },
+        faults,
+    }
+}
+
+/// An effect; short runs have few, so early ones come more often.
+fn near(rng: &mut Rng) -> u32 {
+    let limit = 1 + rng.below(EFFECTS);
+    rng.below(limit)
+}

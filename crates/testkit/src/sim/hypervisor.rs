@@ -1,0 +1,367 @@
+//! The hypervisor's side of the seam: a simulated VM, running or powered off, and its frozen points.
+
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use keepmark_model::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence, Power, VmFacts};
+use keepmark_model::manifest::Consistency;
+use keepmark_model::seam::{FrozenDisk, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest, Recycler, Result, SavedFile};
+use keepmark_model::{CheckpointName, DiskName, Extent, Extents, Failure, FailureClass, Size, VmIdentity};
+
+use super::image::{ATOM, Bitmap, Format, Layer, Mask, SimDisk, mask};
+use super::machine::{FrozenCopy, Machine};
+use super::store::encode;
+use super::world::{Break, Shared, World, lock};
+
+/// keepmark's connection to a simulated VM.
+#[derive(Debug)]
+pub struct SimVm {
+    world: Shared,
+    machine: usize,
+    process: u32,
+}
+
+fn failed(why: impl Into<String>) -> Failure {
+    Failure::new(FailureClass::Failed, why.into())
+}
+
+fn unreachable() -> Failure {
+    Failure::new(FailureClass::Unreachable, "QEMU is gone")
+}
+
+impl SimVm {
+    /// Connects to a VM, or opens the images of a powered-off one.
+    #[must_use]
+    pub fn connect(world: &Shared, machine: usize) -> Self {
+        let process = {
+            let mut world = lock(world);
+            let machine = &mut world.machines[machine];
+            if machine.power == Power::Off {
+                machine.opened = Some(false);
+            }
+            machine.process
+        };
+        Self { world: Arc::clone(world), machine, process }
+    }
+
+    /// The next effect, on a VM that is still the one that was connected to.
+    fn effect(&self) -> Result<MutexGuard<'_, World>> {
+        let mut world = lock(&self.world);
+        world.effect()?;
+        let is_same = world.machines[self.machine].process == self.process;
+        if is_same { Ok(world) } else { Err(unreachable()) }
+    }
+
+    fn fix(&self, request: &PointRequest) -> Result<()> {
+        self.effect()?.machines[self.machine].leftovers.nodes = true;
+        self.stop()?;
+        let late = self.transact(request)?;
+        self.resume()?;
+        if let Some(checkpoint) = &late {
+            lock(&self.world).machines[self.machine].start_checkpoint(request, checkpoint)?;
+        }
+        self.effect().map(drop)
+    }
+
+    fn stop(&self) -> Result<()> {
+        let mut world = self.effect()?;
+        let machine = &mut world.machines[self.machine];
+        if machine.power == Power::Running {
+            (machine.power, machine.leftovers.paused) = (Power::Paused, true);
+        }
+        Ok(())
+    }
+
+    /// One transaction: deltas, checkpoint and moment. Gives a checkpoint that is still to be started.
+    fn transact(&self, request: &PointRequest) -> Result<Option<CheckpointName>> {
+        let mut world = self.effect()?;
+        let (top_only, blind) = (world.breaks(Break::TopLayerOnly), world.breaks(Break::NoSecondLook));
+        let late = world.breaks(Break::PointThenBitmap).then(|| request.checkpoint.clone()).flatten();
+        let machine = &mut world.machines[self.machine];
+        let frozen: Vec<FrozenCopy> = request.disks.iter().map(|wanted| machine.freeze(wanted, top_only, blind)).collect::<Result<_>>()?;
+        if machine.power == Power::Off && request.checkpoint.is_some() {
+            machine.opened = Some(true);
+        }
+        if let Some(checkpoint) = request.checkpoint.as_ref().filter(|_| late.is_none()) {
+            machine.start_checkpoint(request, checkpoint)?;
+        }
+        let frozen = Arc::new(frozen);
+        machine.frozen = Some(Arc::clone(&frozen));
+        world.run.iter_mut().for_each(|run| run.moment = Some(Arc::clone(&frozen)));
+        Ok(late)
+    }
+
+    fn resume(&self) -> Result<()> {
+        let mut world = self.effect()?;
+        let machine = &mut world.machines[self.machine];
+        if machine.leftovers.paused {
+            (machine.power, machine.leftovers.paused) = (Power::Running, false);
+        }
+        Ok(())
+    }
+
+    /// Takes keepmark out of QEMU again, if both live.
+    fn undo(&self, checkpoint: Option<&CheckpointName>) {
+        let mut world = lock(&self.world);
+        let is_same = world.machines[self.machine].process == self.process;
+        if world.is_alive() && is_same {
+            let machine = &mut world.machines[self.machine];
+            let was_fixed = machine.frozen.is_some();
+            machine.thaw();
+            if let Some(checkpoint) = checkpoint.filter(|_| was_fixed) {
+                machine.remove(std::slice::from_ref(checkpoint)).unwrap_or_default();
+            }
+        }
+    }
+}
+
+impl Hypervisor for SimVm {
+    fn facts(&mut self) -> Result<VmFacts> {
+        let world = self.effect()?;
+        let machine = &world.machines[self.machine];
+        Ok(VmFacts {
+            identity: VmIdentity { name: "vm".to_owned(), uuid: None },
+            power: machine.power,
+            hypervisor: "simulation".to_owned(),
+            disks: machine.attached().map(disk_facts).collect(),
+            skipped: Vec::new(),
+            agent: false,
+        })
+    }
+
+    fn clean_up(&mut self) -> Result<Vec<String>> {
+        let mut world = self.effect()?;
+        let skipped = world.breaks(Break::NoCleanUp);
+        let machine = &mut world.machines[self.machine];
+        if skipped || !machine.leftovers.any() {
+            return Ok(Vec::new());
+        }
+        machine.thaw();
+        Ok(vec!["filters and exports".to_owned()])
+    }
+
+    fn begin(&mut self, request: &PointRequest) -> Result<Box<dyn FrozenPoint + '_>> {
+        if let Err(failure) = self.fix(request) {
+            self.undo(request.checkpoint.as_ref());
+            return Err(failure);
+        }
+        let moment = Moment { pause: Duration::ZERO, frozen: None, consistency: Consistency::Crash, findings: Vec::new() };
+        Ok(Box::new(SimPoint { vm: self, moment }))
+    }
+
+    fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> Result<()> {
+        let mut world = self.effect()?;
+        let machine = &mut world.machines[self.machine];
+        if machine.power == Power::Off {
+            machine.opened = Some(true);
+        }
+        machine.remove(names)
+    }
+
+    fn definition(&mut self) -> Result<Vec<SavedFile>> {
+        Ok(Vec::new())
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        let mut world = self.effect()?;
+        let machine = &mut world.machines[self.machine];
+        if machine.opened.is_some() {
+            machine.close();
+        }
+        Ok(())
+    }
+}
+
+impl Machine {
+    fn freeze(&mut self, wanted: &PointDisk, top_only: bool, blind: bool) -> Result<FrozenCopy> {
+        let disk = self.attached().find(|disk| disk.name == wanted.name).ok_or_else(|| failed("there is no such disk"))?;
+        let (mut dirty, mut missed) = (None, 0);
+        if let Some(since) = &wanted.since {
+            let carriers: Vec<&Bitmap> = disk.layers.iter().filter_map(|layer| layer.bitmap(since.as_str())).collect();
+            second_look(disk, since, carriers.len(), blind)?;
+            if carriers.iter().any(|bitmap| bitmap.busy || bitmap.inconsistent && !blind) {
+                return Err(failed("a bitmap is in use or inconsistent"));
+            }
+            let read = carriers.iter().take(if top_only { 1 } else { carriers.len() });
+            let united = read.fold(0, |all, bitmap| all | bitmap.bits);
+            let alike = disk.layers.iter().filter(|layer| layer.bitmap(since.as_str()).is_some()).all(|layer| layer.cells.len() == disk.atoms());
+            dirty = Some(if alike || top_only { united } else { Mask::MAX });
+            let is_sound = carriers.iter().all(|bitmap| bitmap.recording && !bitmap.inconsistent);
+            missed = if is_sound { carriers.iter().fold(0, |all, bitmap| all | bitmap.missed) } else { 0 };
+        }
+        Ok(FrozenCopy { name: disk.name.clone(), cells: disk.content(), dirty, missed })
+    }
+
+    fn start_checkpoint(&mut self, request: &PointRequest, checkpoint: &CheckpointName) -> Result<()> {
+        let wanted = |disk: &SimDisk| disk.attached && request.disks.iter().any(|wanted| wanted.name == disk.name);
+        if self.disks.iter().filter(|disk| wanted(disk)).any(|disk| disk.layers[0].bitmap(checkpoint.as_str()).is_some()) {
+            return Err(failed("Bitmap already exists"));
+        }
+        for disk in self.disks.iter_mut().filter(|disk| wanted(disk)) {
+            let persistent = disk.layers[0].format == Format::Qcow2;
+            let bitmap = Bitmap::new(checkpoint.as_str(), persistent, disk.granularity);
+            disk.layers[0].bitmaps.push(bitmap);
+        }
+        Ok(())
+    }
+
+    /// One transaction over all active images; those below are read-only and keep what they have.
+    fn remove(&mut self, names: &[CheckpointName]) -> Result<()> {
+        let named = |bitmap: &Bitmap| names.iter().any(|name| name.as_str() == bitmap.name);
+        let active = || self.attached().flat_map(|disk| &disk.layers[0].bitmaps);
+        if active().any(|bitmap| named(bitmap) && bitmap.busy) {
+            return Err(failed("a bitmap is currently in use by another operation"));
+        }
+        for disk in self.disks.iter_mut().filter(|disk| disk.attached) {
+            disk.layers[0].bitmaps.retain(|bitmap| !named(bitmap));
+        }
+        Ok(())
+    }
+}
+
+/// What was judged before the point must still hold at the point: a snapshot may have come in between.
+fn second_look(disk: &SimDisk, since: &CheckpointName, carriers: usize, blind: bool) -> Result<()> {
+    if carriers == 0 {
+        return Err(failed("there is no bitmap of this checkpoint"));
+    }
+    let unbroken = keepmark_model::trust::recorded(&disk_facts(disk), since).is_ok();
+    if unbroken || blind { Ok(()) } else { Err(failed("the bitmaps of this checkpoint are no longer complete")) }
+}
+
+fn disk_facts(disk: &SimDisk) -> DiskFacts {
+    let active = &disk.layers[0];
+    let (format, persistence) = match active.format {
+        Format::Qcow2 => ("qcow2", Persistence::Stored),
+        Format::Raw => ("raw", Persistence::MemoryOnly { why: "raw images cannot hold bitmaps".to_owned() }),
+    };
+    DiskFacts {
+        name: disk.name.clone(),
+        size: Size(disk.atoms() as u64 * ATOM),
+        format: format.to_owned(),
+        cluster_size: None,
+        image: image(active),
+        persistence,
+        layers: disk.layers.iter().map(layer_facts).collect(),
+    }
+}
+
+fn image(layer: &Layer) -> String {
+    format!("/{}", layer.path)
+}
+
+fn layer_facts(layer: &Layer) -> LayerFacts {
+    let bitmap = |bitmap: &Bitmap| BitmapFacts {
+        name: bitmap.name.clone(),
+        recording: bitmap.recording,
+        busy: bitmap.busy,
+        inconsistent: bitmap.inconsistent,
+        persistent: bitmap.persistent,
+        granularity: bitmap.granularity as u64 * ATOM,
+        dirty: Size(u64::from(bitmap.bits.count_ones()) * ATOM),
+    };
+    LayerFacts { image: image(layer), bitmaps: layer.bitmaps.iter().map(bitmap).collect() }
+}
+
+struct SimPoint<'a> {
+    vm: &'a SimVm,
+    moment: Moment,
+}
+
+impl FrozenPoint for SimPoint<'_> {
+    fn moment(&self) -> &Moment {
+        &self.moment
+    }
+
+    fn disk(&mut self, name: &DiskName) -> Result<Box<dyn FrozenDisk>> {
+        let world = self.vm.effect()?;
+        let frozen = world.machines[self.vm.machine].frozen.clone().ok_or_else(unreachable)?;
+        let place = frozen.iter().position(|disk| disk.name == *name).ok_or_else(|| failed("the point has no such disk"))?;
+        Ok(Box::new(SimFrozenDisk { world: Arc::clone(&self.vm.world), machine: self.vm.machine, frozen, place }))
+    }
+
+    fn release(self: Box<Self>) -> Result<()> {
+        let mut world = self.vm.effect()?;
+        world.machines[self.vm.machine].thaw();
+        Ok(())
+    }
+}
+
+impl Drop for SimPoint<'_> {
+    fn drop(&mut self) {
+        self.vm.undo(None);
+    }
+}
+
+struct SimFrozenDisk {
+    world: Shared,
+    machine: usize,
+    frozen: Arc<Vec<FrozenCopy>>,
+    place: usize,
+}
+
+impl SimFrozenDisk {
+    fn copy(&self) -> &FrozenCopy {
+        &self.frozen[self.place]
+    }
+
+    /// The next effect, if the moment is still there.
+    fn effect(&self) -> Result<()> {
+        let mut world = lock(&self.world);
+        world.effect()?;
+        let current = world.machines[self.machine].frozen.as_ref();
+        if current.is_some_and(|current| Arc::ptr_eq(current, &self.frozen)) { Ok(()) } else { Err(unreachable()) }
+    }
+
+    fn atoms(&self, of: impl Fn(usize) -> bool) -> Extents {
+        let all = (0..self.copy().cells.len()).filter(|atom| of(*atom));
+        all.map(|atom| Extent::at(atom as u64 * ATOM, ATOM)).collect()
+    }
+
+    fn bytes(&self, extent: Extent) -> Result<Vec<u8>> {
+        let range = usize::try_from(extent.start / ATOM).unwrap_or_default()..usize::try_from(extent.end / ATOM).unwrap_or_default();
+        let cells = self.copy().cells.get(range).ok_or_else(|| failed("a read beyond the end"))?;
+        let read = self.effect();
+        let blind = read.is_err() && lock(&self.world).is_alive() && lock(&self.world).breaks(Break::ReadErrorsAreZeros);
+        if blind {
+            return Ok(encode(cells.iter().map(|_| 0)));
+        }
+        read.map(|()| encode(cells.iter().map(|(value, _)| *value)))
+    }
+}
+
+impl FrozenDisk for SimFrozenDisk {
+    fn size(&self) -> Size {
+        self.copy().size()
+    }
+
+    fn dirty(&mut self) -> Result<Extents> {
+        self.effect()?;
+        let dirty = self.copy().dirty.ok_or_else(|| failed("no delta was asked for"))?;
+        Ok(self.atoms(|atom| dirty & mask(atom, atom + 1) != 0))
+    }
+
+    fn data(&mut self, within: &Extents) -> Result<Extents> {
+        self.effect()?;
+        Ok(self.atoms(|atom| !self.copy().cells[atom].1).intersection(within))
+    }
+
+    fn read(&mut self, ranges: &mut dyn Iterator<Item = Extent>, sink: &mut dyn FnMut(Extent, Vec<u8>) -> Result<()>) -> Result<()> {
+        // Answers come in any order: here each pair is turned round.
+        let mut held: Option<(Extent, Vec<u8>)> = None;
+        for extent in ranges {
+            let bytes = self.bytes(extent)?;
+            match held.take() {
+                None => held = Some((extent, bytes)),
+                Some((earlier, earlier_bytes)) => {
+                    sink(extent, bytes)?;
+                    sink(earlier, earlier_bytes)?;
+                }
+            }
+        }
+        held.map_or(Ok(()), |(extent, bytes)| sink(extent, bytes))
+    }
+
+    fn recycler(&self) -> Recycler {
+        Arc::new(drop)
+    }
+}

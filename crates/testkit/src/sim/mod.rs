@@ -1,0 +1,20 @@
+//! Simulation: a VM, its host and its stores behind the two seams, with QEMU's observed rules, faults at every effect, and the truth.
+//!
+//! Read [`image`] (QEMU's rules of bitmaps), [`event`] (what happens), [`world`] (effects and faults), [`hypervisor`] and
+//! [`store`] (the seams), [`history`] (what one seed makes) and [`play`] (how a run is judged). One seed makes one history.
+
+pub mod event;
+pub mod history;
+pub mod hypervisor;
+pub mod image;
+pub mod machine;
+mod minimise;
+pub mod play;
+mod rng;
+pub mod store;
+pub mod world;
+
+pub use history::{STEPS, Step, history};
+pub use minimise::minimise;
+pub use play::{Backup, Outcome, Senses, play};
+pub use world::{BREAKS, Break, Stats};

@@ -1,0 +1,262 @@
+//! Playing a history: step by step, with every listed backup compared with the truth after each, and each run judged.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keepmark_model::audit::AuditWish;
+use keepmark_model::facts::Power;
+use keepmark_model::manifest::ManifestDisk;
+use keepmark_model::plan::{Request, WantedKind};
+use keepmark_model::seam::{Hypervisor, Result, Store};
+use keepmark_model::{ChunkSize, CheckpointName, DiskName, StoreId};
+
+use super::history::{Order, Step};
+use super::hypervisor::SimVm;
+use super::image::{ATOMS_MAX, Format, Layer, SimDisk};
+use super::machine::Machine;
+use super::rng::Rng;
+use super::store::{Published, SimStore, StoreState};
+use super::world::{Break, Run, Shared, Stats, World, lock};
+
+/// What the engine gets besides a VM and a store.
+pub struct Senses<'a> {
+    /// The time.
+    pub now: &'a (dyn Fn() -> Timestamp + Sync),
+    /// Time since some moment.
+    pub elapsed: &'a (dyn Fn() -> Duration + Sync),
+    /// Random bits.
+    pub random: &'a (dyn Fn() -> u32 + Sync),
+}
+
+/// keepmark's backup: the engine under test, passed in, since nothing here may depend on it.
+pub type Backup<'a> = dyn Fn(&mut dyn Hypervisor, &dyn Store, &Request, AuditWish, &Senses<'_>) -> Result<()> + Sync + 'a;
+
+/// How a history ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What happened.
+    pub stats: Stats,
+    /// What was wrong, and after how many steps.
+    pub violation: Option<(usize, String)>,
+    /// The story, if it was wanted.
+    pub story: Vec<String>,
+}
+
+/// Plays the steps in the world of a seed.
+#[must_use]
+pub fn play(seed: u64, steps: &[Step], backup: &Backup<'_>, broken: Option<Break>, telling: bool) -> Outcome {
+    let world = Arc::new(Mutex::new(genesis(seed, broken, telling)));
+    let mut violation = None;
+    for (number, step) in steps.iter().enumerate() {
+        match step {
+            Step::Happen(event) => drop(lock(&world).happen(*event)),
+            Step::Backup(order) => run(&world, seed, order, backup),
+        }
+        let mut world = lock(&world);
+        world.clock += 60;
+        world.stats.steps += 1;
+        world.check();
+        if let Some(what) = world.violation.take() {
+            violation = Some((number + 1, what));
+            break;
+        }
+    }
+    let world = lock(&world);
+    Outcome { stats: world.stats, violation, story: world.story().to_vec() }
+}
+
+/// A VM of one to three disks and two stores, all drawn from the seed.
+fn genesis(seed: u64, broken: Option<Break>, telling: bool) -> World {
+    let mut rng = Rng::new(!seed);
+    let chunks = [4096_u32, 8192].map(|bytes| ChunkSize::try_from(bytes).unwrap_or(ChunkSize::DEFAULT));
+    let stores = ["a", "b"].map(|id| StoreState::new(id, chunks[rng.below(2) as usize]));
+    let count = 1 + rng.below(3);
+    let disks = (0..count).map(|number| disk(&mut rng, number)).collect();
+    World::new(Machine::new(disks, stores.len()), stores.into(), broken, telling)
+}
+
+fn disk(rng: &mut Rng, number: u32) -> SimDisk {
+    let atoms = 8 + rng.below(40) as usize;
+    let format = if rng.one_in(6) { Format::Raw } else { Format::Qcow2 };
+    let cluster = 1 << rng.below(3);
+    let names = ["vda", "vdb", "vdc"];
+    let name = names.get(number as usize).and_then(|name| DiskName::new(name).ok());
+    let mut disk = SimDisk {
+        name: name.unwrap_or_else(|| unreachable_name()),
+        layers: vec![Layer::new(1_000_000 + number, format, cluster, atoms.min(ATOMS_MAX))],
+        attached: true,
+        granularity: 1 << rng.below(5),
+        copies: Vec::new(),
+    };
+    for _ in 0..rng.below(4) {
+        let start = rng.below(32) as usize % disk.atoms();
+        disk.write(start, start + 1 + rng.below(12) as usize, 2_000_000 + rng.below(1000));
+    }
+    disk
+}
+
+fn unreachable_name() -> DiskName {
+    crate::fail("the simulation has names for three disks")
+}
+
+/// One run of keepmark, and the judgement of it.
+fn run(world: &Shared, seed: u64, order: &Order, backup: &Backup<'_>) {
+    let before = Before::start(world, order);
+    let request = Request { kind: order.kind, checkpoint: order.checkpoint, disks: before.only.clone() };
+    let (reuse, clock, start) = {
+        let world = lock(world);
+        (world.breaks(Break::ReuseNames), world.clock, world.stats.runs)
+    };
+    let counter = Mutex::new(Rng::new(seed ^ start << 32));
+    let random = || {
+        let mut counter = counter.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let number = counter.below(u32::MAX);
+        if reuse { number % 3 } else { number }
+    };
+    let now = || Timestamp::from_second(if reuse { 1_700_000_000 } else { 1_700_000_000 + clock }).unwrap_or_default();
+    let senses = Senses { now: &now, elapsed: &|| Duration::ZERO, random: &random };
+    let store = SimStore::new(world, before.store);
+    let mut vm = SimVm::connect(world, before.machine);
+    let result = backup(&mut vm, &store, &request, order.audit, &senses);
+    let closed = Box::new(vm).close();
+    before.judge(&mut lock(world), order, &result.and(closed));
+}
+
+/// What was before a run, to judge it by.
+struct Before {
+    machine: usize,
+    store: usize,
+    only: Vec<DiskName>,
+    power: Power,
+    foreign: Vec<String>,
+    smooth: Vec<DiskName>,
+    listed: usize,
+}
+
+impl Before {
+    fn start(world: &Shared, order: &Order) -> Self {
+        let mut world = lock(world);
+        let place = usize::from(order.machine) % world.machines.len();
+        let store = usize::from(order.store) % world.stores.len();
+        let machine = &world.machines[place];
+        let names: Vec<DiskName> = machine.attached().map(|disk| disk.name.clone()).collect();
+        let only = order.only.map(|number| vec![names[usize::from(number) % names.len()].clone()]).unwrap_or_default();
+        let before = Self {
+            machine: place,
+            store,
+            only,
+            power: machine.power,
+            foreign: foreign(machine),
+            smooth: machine.smooth[store].clone(),
+            listed: world.stores[store].backups.len(),
+        };
+        world.stats.runs += 1;
+        if world.is_telling() {
+            world.tell(Step::Backup(order.clone()).to_string());
+        }
+        world.run = Some(Run { machine: place, faults: order.faults.clone(), ..Run::default() });
+        before
+    }
+
+    fn judge(&self, world: &mut World, order: &Order, result: &Result<()>) {
+        let Some(run) = world.run.take() else { return };
+        if let Err(failure) = result {
+            world.stats.failed += u64::from(!run.dead);
+            if world.is_telling() {
+                world.tell(format!("  it fails: {failure}"));
+            }
+        }
+        let machine = &world.machines[self.machine];
+        if run.dead && machine.leftovers.paused {
+            world.wrong(|| "keepmark died and the guest stands still".to_owned());
+        }
+        let published = world.stores[self.store].backups.len() > self.listed;
+        world.follow(self, order, &run, published && result.is_ok());
+        if run.dead || run.disturbed {
+            return;
+        }
+        let machine = &world.machines[self.machine];
+        let wrong = match result {
+            Err(failure) => Some(format!("nothing stood in the way, but the backup failed: {failure}")),
+            Ok(()) if machine.leftovers.any() => Some("keepmark left something in the VM".to_owned()),
+            Ok(()) if machine.power != self.power => Some("keepmark changed the VM's power state".to_owned()),
+            Ok(()) if foreign(machine) != self.foreign => Some("keepmark touched another's bitmaps".to_owned()),
+            Ok(()) => self.surplus(world).or_else(|| self.lost_increment(world, order)),
+        };
+        if let Some(wrong) = wrong {
+            world.wrong(|| wrong);
+        }
+    }
+
+    /// A checkpoint that nothing needs, where keepmark could have removed it.
+    fn surplus(&self, world: &World) -> Option<String> {
+        let (machine, store) = (&world.machines[self.machine], &world.stores[self.store]);
+        if machine.bitmaps().any(|bitmap| bitmap.busy) {
+            return None;
+        }
+        let needed: Vec<&str> = machine.attached().filter_map(|disk| store.newest_checkpoint(&disk.name)).collect();
+        let active = machine.attached().flat_map(|disk| &disk.layers[0].bitmaps);
+        let surplus = active.filter(|bitmap| is_for(&bitmap.name, &store.id) && !needed.contains(&bitmap.name.as_str())).next()?;
+        Some(format!("checkpoint {} is needed by nothing and still there", surplus.name))
+    }
+
+    /// Nothing happened that could cost a bitmap, and still a disk was not captured incrementally.
+    fn lost_increment(&self, world: &World, order: &Order) -> Option<String> {
+        let newest = world.stores[self.store].backups.last()?;
+        // A clock that was set back makes an older bitmap look younger: a doubt, and a resync that nothing needed.
+        let excused = |disk: &&ManifestDisk| world.set_back && disk.reason.contains("cleared or paused");
+        let disks = newest.backup.manifest.disks.iter().filter(|disk| order.kind == WantedKind::Auto && !excused(disk));
+        let lost = disks.filter(|disk| disk.base.is_none() && self.smooth.contains(&disk.name)).next()?;
+        Some(format!("disk {} could have been captured incrementally, but: {}", lost.name, lost.reason))
+    }
+}
+
+fn foreign(machine: &Machine) -> Vec<String> {
+    machine.bitmaps().filter(|bitmap| !bitmap.name.starts_with("km1")).map(|bitmap| bitmap.name.clone()).collect()
+}
+
+fn is_for(name: &str, store: &StoreId) -> bool {
+    CheckpointName::parse(name).is_ok_and(|name| name.is_for(store))
+}
+
+/// The disks of a backup, and whether each is exactly the truth.
+fn captured(published: &Published) -> Vec<(DiskName, bool)> {
+    published.disks.iter().map(|disk| (disk.name.clone(), disk.is_exact())).collect()
+}
+
+impl World {
+    /// What the run means for the next one of this VM and store.
+    fn follow(&mut self, before: &Before, order: &Order, run: &Run, published: bool) {
+        let store = before.store;
+        let sequence = self.stores[store].backups.len();
+        if sequence > before.listed {
+            for place in (0..self.machines.len()).filter(|place| *place != before.machine) {
+                self.machines[place].smooth[store].clear();
+            }
+        }
+        let machine = &mut self.machines[before.machine];
+        if order.checkpoint && sequence > before.listed && !(published && !run.disturbed && !run.dead) {
+            // It exists, but what became of its checkpoint was not seen.
+            machine.smooth[store].clear();
+        }
+        if published && order.checkpoint && !run.disturbed && !run.dead {
+            let captured: Vec<(DiskName, bool)> = self.stores[store].backups.last().map(captured).unwrap_or_default();
+            let lasting = |name: &DiskName| machine.power != Power::Off || machine.disks.iter().any(|disk| disk.name == *name && disk.layers[0].format == Format::Qcow2);
+            let fresh: Vec<DiskName> = captured.iter().filter(|(name, exact)| *exact && lasting(name)).map(|(name, _)| name.clone()).collect();
+            machine.smooth[store].retain(|name| !captured.iter().any(|(other, _)| other == name));
+            machine.smooth[store].extend(fresh);
+        }
+    }
+
+    /// Compares all listed backups with the truth.
+    fn check(&mut self) {
+        let checks: Vec<(Option<String>, u64)> = self.stores.iter().map(StoreState::check).collect();
+        for (wrong, compared) in checks {
+            self.stats.compared += compared;
+            if let Some(wrong) = wrong {
+                self.wrong(|| wrong);
+            }
+        }
+    }
+}
