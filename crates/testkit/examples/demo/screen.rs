@@ -22,18 +22,18 @@ impl Screen {
     pub fn step(&self, title: &str) {
         let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         *step = (step.0 + 1, title.to_owned());
-        let time = format!("{:>6}", seconds(self.elapsed()));
+        let time = format!("{:>7}", seconds(self.elapsed()));
         print(&format!("{} {} {}", self.paint("2", &time), self.paint("1", &format!("{:>2}", step.0)), self.paint("1", title)));
     }
 
     /// A line about what is done or answered; `who` is `guest`, `keepmark`, ...
     pub fn line(&self, who: &str, text: &str) {
-        print(&format!("{:10}{} {text}", "", self.paint("36", &format!("{who:9}"))));
+        print(&format!("{:11}{} {text}", "", self.paint("36", &format!("{who:9}"))));
     }
 
     /// What was compared, and found right.
     pub fn right(&self, text: &str) {
-        print(&format!("{:10}{} {text}", "", self.paint("32", "✓")));
+        print(&format!("{:11}{} {text}", "", self.paint("32", "✓")));
     }
 
     /// A line of its own.

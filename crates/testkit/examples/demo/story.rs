@@ -208,14 +208,15 @@ impl Story<'_> {
         let kind = text(answer, "kind");
         let reason = text(&answer["disks"][0], "reason");
         let reason = reason.strip_prefix(&format!("{kind}: ")).unwrap_or(reason);
-        self.screen.line("keepmark", &format!("{kind}: {}", short(reason, 76)));
+        self.screen.line("keepmark", &format!("{kind}: {}", short(reason, 75)));
         let pause = pause.map_or(String::new(), |pause| {
             let with_witness = answer["pause_ms"].as_u64().unwrap_or_default();
-            format!("; paused {} ms ({with_witness} with the witness)", pause.as_millis())
+            format!("; paused {} ms (with witness {with_witness})", pause.as_millis())
         });
         let took = seconds(Duration::from_millis(answer["duration_ms"].as_u64().unwrap_or_default()));
         let [read, stored, audited] = ["read_bytes", "stored_bytes", "audited_bytes"].map(|key| bytes(total(answer, key)));
-        self.screen.line("", &format!("read {read} (audit: {audited}), stored {stored}, {took}{pause}"));
+        let audit = if total(answer, "audited_bytes") > 0 { format!(" (audit: {audited})") } else { String::new() };
+        self.screen.line("", &format!("read {read}{audit}, stored {stored}, {took}{pause}"));
     }
 }
 
