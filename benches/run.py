@@ -33,7 +33,7 @@ def main():
             say("interrupted: what was measured so far follows")
         labels = {name: tool.label() for name, tool in bench.tools.items()}
     told = about(asked)
-    print(f"{asked.disk_mib} MiB disk with {allocated} MiB of data; medians of {asked.runs} runs, ratios paired; {json.dumps(told)}")
+    print(f"{asked.disk_mib} MiB disk with {allocated} MiB of data; medians of n runs ({asked.runs} asked for), ratios paired; {json.dumps(told)}")
     report.show(results, cases.TITLES, labels, cases.REFERENCE)
     for name, reason in bench.absent.items():
         print(f"not measured: {name}: {reason}")

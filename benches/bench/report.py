@@ -3,8 +3,8 @@
 from .options import MIB
 from .targets import OURS, TARGETS
 
-HEADER = ("", "wall s", "[min-max]", "x ref", "CPU s", "client", "server", "x ref", "RSS MiB", "server", "read MiB", "written", "others")
-FORMAT = "{:<32} {:>7} {:>13} {:>6} {:>6} {:>7} {:>7} {:>6} {:>8} {:>7} {:>9} {:>8} {:>7}"
+HEADER = ("", "n", "wall s", "[min-max]", "x ref", "CPU s", "client", "server", "x ref", "RSS MiB", "server", "read MiB", "written", "others")
+FORMAT = "{:<32} {:>2} {:>7} {:>13} {:>6} {:>6} {:>7} {:>7} {:>6} {:>8} {:>7} {:>9} {:>8} {:>7}"
 
 
 def show(results, titles, labels, reference):
@@ -33,7 +33,7 @@ def row(results, case, tool, reference):
 
     walls = results.values(case, tool, "wall").values()
     return (
-        f"{middle('wall'):.2f}", f"[{min(walls):.2f}-{max(walls):.2f}]", against("wall"),
+        len(walls), f"{middle('wall'):.2f}", f"[{min(walls):.2f}-{max(walls):.2f}]", against("wall"),
         f"{middle('cpu'):.2f}", f"{middle('cpu_client'):.2f}", f"{middle('cpu_server'):.2f}", against("cpu"),
         f"{middle('rss_client') / MIB:.0f}", f"{middle('rss_server') / MIB:.0f}",
         f"{middle('read') / MIB:.0f}", f"{middle('written') / MIB:.1f}", f"{middle('others'):.2f}",

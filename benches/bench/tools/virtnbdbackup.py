@@ -35,7 +35,7 @@ class Virtnbdbackup(Tool):
 
     def _backup(self, level):
         warm(self.domain.image)
-        words = [program(), "-n", "-U", "qemu:///system", "-d", libvirt.DOMAIN, "-l", level, "-o", self._out, "-S", self.folder]
+        words = [program(), "-n", "-U", "qemu:///system", "-d", libvirt.DOMAIN, "-l", level, "-o", self._out, "--scratchdir", self.folder]
         return measure([*self.domain.enter, *words], self.folder, self.domain.servers, written=self._out)
 
     def full(self):
