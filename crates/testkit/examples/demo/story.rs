@@ -262,7 +262,8 @@ fn farewell(story: &Story<'_>, folder: &Path, keep: bool) {
     screen.plain(&format!("  target/release/keepmark list; target/release/keepmark show {NAME}@latest"));
     screen.plain(&format!("  target/release/keepmark restore {NAME}@-1 --to {folder}/mine"));
     screen.plain(&format!("  RESTIC_PASSWORD={PASSWORD} restic -r {folder}/store snapshots"));
-    screen.plain(&format!("  qemu-img info {folder}/vda.qcow2      # its bitmaps; the guest's console: {folder}/vm/serial"));
+    screen.plain(&format!("  qemu-img info {folder}/vda.qcow2      # with its bitmaps"));
+    screen.plain(&format!("  less {folder}/vm/serial               # the guest's console"));
 }
 
 fn version_of(qemu: &Value) -> String {
