@@ -4,7 +4,6 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use keepmark_model::names::TEMPORARY_PREFIX;
 
@@ -12,8 +11,6 @@ use crate::error::{Error, Result, file};
 use crate::qmp::Peer;
 
 const LOCK: &str = "lock";
-// A folder without a lock may have been made a moment ago; its maker needs microseconds to lock it.
-const UNLOCKED_AGE_MIN: Duration = Duration::from_secs(60);
 
 /// A private folder of one run (mode 0700), removed when dropped. It holds a locked file for as long as the run lives.
 #[derive(Debug)]
@@ -29,12 +26,13 @@ impl Workspace {
     /// When it cannot be made or is there already.
     pub fn create(parent: &Path, run: &str) -> Result<Self> {
         make_parent(parent)?;
+        // Until the folder is locked, only this keeps a sweep from taking it for a dead run's.
+        let _making = alone_in(parent)?;
         let path = parent.join(format!("{TEMPORARY_PREFIX}{run}"));
         DirBuilder::new().mode(0o700).create(&path).map_err(file("create folder", &path))?;
         let lock = path.join(LOCK);
         let mut locked = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&lock).map_err(file("create", &lock))?;
         locked.lock().map_err(file("lock", &lock))?;
-        // Written only now: an empty file means that its maker may be just about to lock it.
         locked.write_all(std::process::id().to_string().as_bytes()).map_err(file("write", &lock))?;
         Ok(Self { path, _lock: locked })
     }
@@ -53,12 +51,14 @@ impl Workspace {
         give(&self.path, peer)
     }
 
-    /// Removes what dead runs left under `parent`; says what.
+    /// Removes what dead runs left under `parent`, their locks of VMs too; says which folders.
     ///
     /// # Errors
     /// When something is there and cannot be removed.
     pub fn sweep(parent: &Path) -> Result<Vec<String>> {
         let Ok(entries) = fs::read_dir(parent) else { return Ok(Vec::new()) };
+        let _sweeping = alone_in(parent)?;
+        sweep_locks(parent);
         let ours = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX));
         let mut removed = Vec::new();
         for path in ours.map(|entry| entry.path()).filter(|path| is_dead(path)) {
@@ -94,15 +94,16 @@ fn make_parent(parent: &Path) -> Result<()> {
     fs::set_permissions(parent, fs::Permissions::from_mode(0o711)).map_err(file("set the mode of", parent))
 }
 
+// Folders are made and swept one at a time. The kernel frees the lock of a process that dies.
+fn alone_in(parent: &Path) -> Result<File> {
+    let folder = File::open(parent).map_err(file("open", parent))?;
+    folder.lock().map_err(file("lock", parent))?;
+    Ok(folder)
+}
+
+// Asked by one who is alone in the parent: a folder that nobody has locked then has lost its maker.
 fn is_dead(folder: &Path) -> bool {
-    let is_old = || {
-        let modified = fs::metadata(folder).and_then(|meta| meta.modified());
-        modified.is_ok_and(|time| SystemTime::now().duration_since(time).unwrap_or_default() > UNLOCKED_AGE_MIN)
-    };
-    match File::open(folder.join(LOCK)) {
-        Ok(lock) => lock.try_lock().is_ok() && (lock.metadata().is_ok_and(|meta| meta.len() > 0) || is_old()),
-        Err(_) => is_old(),
-    }
+    File::open(folder.join(LOCK)).map_or_else(|error| error.kind() == std::io::ErrorKind::NotFound, |lock| lock.try_lock().is_ok())
 }
 
 /// Held while a keepmark works on a VM or an image; freed by the kernel when its process dies.
@@ -147,6 +148,17 @@ impl Drop for VmLock {
     }
 }
 
+// A VM's socket is another file after each of its restarts, so nobody may ever ask for a dead run's lock again.
+fn sweep_locks(run_dir: &Path) {
+    let entries = fs::read_dir(run_dir).into_iter().flatten().flatten();
+    let is_lock = |name: &str| name.starts_with("vm-") && name.ends_with(".lock");
+    for path in entries.filter(|entry| is_lock(&entry.file_name().to_string_lossy())).map(|entry| entry.path()) {
+        // Taken as its holder would take it, and given up as its holder would.
+        let free = File::open(&path).ok().filter(|lock| lock.try_lock().is_ok() && is_same(lock, &path));
+        drop(free.map(|file| VmLock { path, _file: file }));
+    }
+}
+
 fn open_lock(path: &Path) -> Result<File> {
     OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path).map_err(file("open", path))
 }
@@ -168,34 +180,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_of_a_dead_run_is_swept_and_a_live_one_is_not() {
+    fn folders_of_dead_runs_are_swept_wherever_they_died_and_live_ones_are_not() {
         let parent = tempfile::tempdir().unwrap();
         let live = Workspace::create(parent.path(), "live").unwrap();
-        let dead = parent.path().join("km1tmp-dead");
-        fs::create_dir(&dead).unwrap();
-        fs::write(dead.join(LOCK), "123").unwrap();
-        fs::write(dead.join("scratch.qcow2"), "x").unwrap();
-        fs::create_dir(parent.path().join("km1tmp-just-made")).unwrap();
-        fs::create_dir(parent.path().join("km1tmp-just-locked")).unwrap();
-        fs::write(parent.path().join("km1tmp-just-locked").join(LOCK), "").unwrap();
+        let [made, locked, used] = ["km1tmp-made", "km1tmp-locked", "km1tmp-used"].map(|name| parent.path().join(name));
+        [&made, &locked, &used].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        fs::write(locked.join(LOCK), "").unwrap();
+        fs::write(used.join(LOCK), "123").unwrap();
+        fs::write(used.join("scratch.qcow2"), "x").unwrap();
         fs::create_dir(parent.path().join("foreign")).unwrap();
-        assert_eq!(Workspace::sweep(parent.path()).unwrap(), [format!("folder {}", dead.display())]);
-        assert!(parent.path().join("km1tmp-just-locked").exists());
-        assert!(live.path().exists() && parent.path().join("km1tmp-just-made").exists() && parent.path().join("foreign").exists());
+        assert_eq!(Workspace::sweep(parent.path()).unwrap().len(), 3);
+        assert!(live.path().exists() && parent.path().join("foreign").exists());
+        assert!(!made.exists() && !locked.exists() && !used.exists());
         let path = live.path().to_owned();
         drop(live);
         assert!(!path.exists());
     }
 
     #[test]
-    fn a_vm_is_locked_once_and_says_by_whom() {
+    fn a_folder_that_is_just_being_made_is_not_swept() {
+        let parent = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            let making = alone_in(parent.path()).unwrap();
+            let young = parent.path().join("km1tmp-young");
+            fs::create_dir(&young).unwrap();
+            let sweep = scope.spawn(|| Workspace::sweep(parent.path()).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let lock = File::create(young.join(LOCK)).unwrap();
+            lock.lock().unwrap();
+            drop(making);
+            assert_eq!(sweep.join().unwrap(), [""; 0]);
+            assert!(young.exists());
+        });
+    }
+
+    #[test]
+    fn a_vm_is_locked_once_and_says_by_whom_and_a_dead_runs_lock_is_swept() {
         let folder = tempfile::tempdir().unwrap();
         let held = VmLock::take(folder.path(), folder.path()).unwrap();
         match VmLock::take(folder.path(), folder.path()) {
             Err(Error::Busy { holder, .. }) => assert_eq!(holder, Some(std::process::id())),
             other => panic!("{other:?}"),
         }
+        Workspace::sweep(folder.path()).unwrap();
+        assert!(held.path.exists());
+        let path = held.path.clone();
         drop(held);
         VmLock::take(folder.path(), folder.path()).unwrap();
+        fs::write(&path, "123").unwrap();
+        Workspace::sweep(folder.path()).unwrap();
+        assert!(!path.exists());
     }
 }
