@@ -151,7 +151,7 @@ fn command(bytes: &[u8], descriptor: u64) -> Option<Effect> {
     let start = bytes.iter().position(|&byte| byte == b'{')?;
     let message: Value = serde_json::Deserializer::from_slice(&bytes[start..]).into_iter().next()?.ok()?;
     let name = message["execute"].as_str()?;
-    let asks = name.starts_with("query-") || ["qom-get", "qom-list", "qmp_capabilities", "guest-sync", "guest-sync-delimited"].contains(&name);
+    let asks = name.contains("query-") || ["qom-get", "qom-list", "qmp_capabilities", "guest-sync", "guest-sync-delimited"].contains(&name);
     let party = if name.starts_with("guest-") { "agent" } else { "qmp" };
     (!asks).then(|| Effect { name: format!("{party} {name}"), answered_on: Some(descriptor) })
 }

@@ -54,7 +54,8 @@ impl Lab {
     /// moment's bytes are given. Says whether there was one.
     #[track_caller]
     pub fn look(&mut self, of_the_dead: Option<Witness>) -> bool {
-        let listed: Vec<String> = self.ok(&["list", "--json"]).json().iter().map(|backup| backup["id"].as_str().unwrap().to_owned()).collect();
+        let listed: Vec<String> =
+            self.ok(&["list", "--json"]).json().iter().map(|backup| backup["id"].as_str().unwrap().to_owned()).collect();
         let lost: Vec<_> = self.truths.iter().map(|(id, _)| id).filter(|id| !listed.contains(id)).collect();
         assert!(lost.is_empty(), "no longer listed: {lost:?}");
         let fresh: Vec<_> = listed.into_iter().filter(|id| self.truths.iter().all(|(known, _)| known != id)).collect();
@@ -97,7 +98,9 @@ impl Lab {
     #[track_caller]
     pub fn assert_no_leftovers(&self) {
         for folder in ["run", "scratch", "store/tmp", "store/locks"] {
-            let left = keepmark_testkit::damage::files(&self.path(folder));
+            // A folder that nobody has needed yet is as good as an empty one.
+            let left: Vec<PathBuf> =
+                std::fs::read_dir(self.path(folder)).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
             assert!(left.is_empty(), "left over: {left:?}");
         }
     }

@@ -19,14 +19,15 @@ const DISKS: [(&str, u64); 2] = [("vda", 24), ("sdb", 8)];
 
 /// A running VM of two disks, a store, and the proxy through which keepmark talks to it.
 pub struct Rig {
-    pub lab: Lab,
+    // The proxy ends before its QEMU, and both before the folder with their sockets.
+    pub through: Option<PauseWitness>,
     pub qemu: Qemu,
-    through: Option<PauseWitness>,
-    attached: u32,
-    pub writes: Writes,
+    pub lab: Lab,
+    pub attached: u32,
+    pub writes: Option<Writes>,
 }
 
-/// A guest's writes, the same in every run of the tests.
+/// A guest's writes by QEMU's monitor, the same in every run of the tests.
 #[derive(Debug, Default)]
 pub struct Writes {
     done: u64,
@@ -44,7 +45,11 @@ impl Writes {
         let (name, mib) = DISKS[usize::from(number == 0)];
         let (offset, length) = (offset * 4096 % (mib * MIB - MIB), 4096 << (random >> 40 & 3));
         let device = if name == "vda" { "/machine/peripheral/vda/virtio-backend" } else { "/machine/peripheral/sdb" };
-        let what = if self.done % 16 == 0 { format!("discard {offset} {length}") } else { format!("write -P {} {offset} {length}", self.done % 251 + 1) };
+        let what = if self.done % 16 == 0 {
+            format!("discard {offset} {length}")
+        } else {
+            format!("write -P {} {offset} {length}", self.done % 251 + 1)
+        };
         let refused = qemu.hmp(&format!("qemu-io -d {device} \"{what}\""));
         assert!(!refused.to_lowercase().contains("error"), "{what}: {refused}");
     }
@@ -63,7 +68,13 @@ impl Rig {
             builder = builder.disk(Disk::qcow2(name, &file).attach(attach));
         }
         lab.ok(&["init"]);
-        let mut rig = Self { lab, qemu: builder.start(), through: None, attached: 0, writes: Writes::default() };
+        let qemu = builder.start();
+        Self::over(lab, qemu, Some(Writes::default()))
+    }
+
+    /// Over a QEMU that runs, with one full backup. Without `writes` its guest writes itself.
+    pub fn over(lab: Lab, qemu: Qemu, writes: Option<Writes>) -> Self {
+        let mut rig = Self { through: None, qemu, lab, attached: 0, writes };
         rig.attach();
         rig.next_backup();
         rig
@@ -81,7 +92,8 @@ impl Rig {
     }
 
     pub fn write_some(&mut self) {
-        (0..8).for_each(|_| self.writes.one(&mut self.qemu));
+        let Self { writes, qemu, .. } = self;
+        (0..8).for_each(|_| writes.iter_mut().for_each(|writes| writes.one(qemu)));
     }
 
     /// A backup that nobody disturbs, and its truth.
@@ -105,7 +117,10 @@ impl Rig {
         let vm = self.through().vm();
         let command = self.lab.keepmark.command(&[&["backup", &vm, "--json"], arguments].concat());
         let (qemu, writes) = (&mut self.qemu, &mut self.writes);
-        tracer::run(&command, Script { root: self.lab.root(), counts, cut, meanwhile: &mut || writes.one(qemu), strike })
+        tracer::run(
+            &command,
+            Script { root: self.lab.root(), counts, cut, meanwhile: &mut || writes.iter_mut().for_each(|writes| writes.one(qemu)), strike },
+        )
     }
 
     /// How many effects an undisturbed backup has.

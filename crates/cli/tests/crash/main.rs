@@ -8,11 +8,11 @@
 
 mod campaign;
 mod effect;
-//mod guest;
+mod guest;
 mod lab;
 mod live;
-//mod powered_off;
-//mod power_cut;
-//mod qemu_killed;
+mod power_cut;
+mod powered_off;
+mod qemu_killed;
 mod table;
 mod tracer;

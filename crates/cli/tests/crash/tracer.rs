@@ -1,6 +1,5 @@
 //! Runs the program from system call to system call, numbers its effects over all threads, and strikes at one of them.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -64,7 +63,8 @@ pub struct Trace {
 ///
 /// Only the thread that started a program can trace it, and waiting for "any child" must not take those of the test.
 pub fn run(command: &Command, script: Script<'_>) -> Trace {
-    std::thread::scope(|scope| scope.spawn(|| Tracer::start(command, script).run()).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::scope(|scope| scope.spawn(|| Tracer::start(command, script).run()).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 struct Tracer<'a> {
@@ -74,8 +74,6 @@ struct Tracer<'a> {
     is_running: bool,
     pending: Option<Pending>,
     trace: Trace,
-    /// Whether a thread stands inside of a call.
-    inside: HashMap<Pid, bool>,
 }
 
 /// What is waited for before a strike after an effect.
@@ -100,10 +98,11 @@ impl<'a> Tracer<'a> {
         let child = gated(command, script.root).spawn().or_fail("starting the shell");
         let main = Pid::from_raw(i32::try_from(child.id()).or_fail("a process has an id"));
         // Threads are followed, other processes (watchdog, qemu-img, qemu-storage-daemon) are not.
-        let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL;
+        let options =
+            Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL;
         ptrace::seize(main, options).or_fail("tracing (it needs CAP_SYS_PTRACE where that is restricted)");
         ptrace::interrupt(main).or_fail("interrupting the shell");
-        Self { script, child, main, is_running: false, pending: None, trace: Trace::default(), inside: HashMap::new() }
+        Self { script, child, main, is_running: false, pending: None, trace: Trace::default() }
     }
 
     fn run(mut self) -> Trace {
@@ -131,25 +130,18 @@ impl<'a> Tracer<'a> {
     }
 
     fn at_event(&mut self, thread: Pid, event: i32) {
-        match event {
-            libc::PTRACE_EVENT_EXEC => self.is_running = true,
-            // The first stop is that of the interruption: now the shell may go on.
-            libc::PTRACE_EVENT_STOP if thread == self.main => drop(self.child.stdin.take().map(release)),
-            _ => {}
+        // The first stop is that of the interruption, or of the shell's own beginning: from now on nothing is missed.
+        if let Some(gate) = self.child.stdin.take() {
+            release(gate);
+        } else if event == libc::PTRACE_EVENT_EXEC && thread == self.main {
+            self.is_running = true;
         }
     }
 
     fn at_call(&mut self, thread: Pid) {
         let Some(call) = Call::of(thread) else { return };
-        let inside = self.inside.entry(thread).or_default();
-        *inside = !*inside;
-        // Both stops look alike but for the result, which the kernel sets to -ENOSYS on entry.
-        if *inside {
-            debug_assert_eq!(call.result, -i64::from(libc::ENOSYS));
-            self.at_entry(thread, &call);
-        } else {
-            self.at_return(thread, &call);
-        }
+        // A call's entry is told from its return by the result that the kernel presets; no effect really returns that.
+        if call.result == -i64::from(libc::ENOSYS) { self.at_entry(thread, &call) } else { self.at_return(thread, &call) }
     }
 
     fn at_entry(&mut self, thread: Pid, call: &Call) {

@@ -1,0 +1,59 @@
+//! keepmark is killed at every effect on a real guest with an agent, which is frozen, paused and filtered while it writes.
+
+use std::time::Duration;
+
+use keepmark_testkit::image::{self, Format};
+use keepmark_testkit::{Disk, Guest, QemuBuilder};
+
+use crate::campaign::cuts;
+use crate::lab::{Lab, MIB};
+use crate::live::Rig;
+use crate::table::Table;
+use crate::tracer::Fate;
+
+/// Longest time until the guest writes again after keepmark was killed: a thaw, under software emulation.
+const WRITES_AGAIN_MAX: Duration = Duration::from_secs(20);
+
+/// What holds the guest still, and what is put between it and its disks.
+fn counts(effect: &str) -> bool {
+    ["qmp ", "agent ", "watchdog ", "start "].iter().any(|kind| effect.starts_with(kind))
+}
+
+fn rig() -> Rig {
+    let lab = Lab::new();
+    std::fs::create_dir(lab.path("vm")).unwrap();
+    let mut builder = QemuBuilder::new(&lab.path("vm")).guest(&Guest::build()).agent().mount(&["vda", "sdb"]).writer("sdb", 20);
+    for name in ["vda", "sdb"] {
+        let file = lab.path(&format!("{name}.qcow2"));
+        image::mkfs_ext4(&file, Format::Qcow2, 24 * MIB, None);
+        builder = builder.disk(Disk::qcow2(name, &file));
+    }
+    lab.ok(&["init"]);
+    let mut qemu = builder.start();
+    qemu.wait_ready();
+    // It starts beside everything else, and serves one connection at a time.
+    drop(qemu.agent());
+    Rig::over(lab, qemu, None)
+}
+
+#[test]
+fn keepmark_killed_at_effects_on_a_real_guest() {
+    let mut rig = rig();
+    let mut table = Table::default();
+    let effects = rig.count(&[], counts);
+    println!("{effects} effects");
+    for cut in cuts(effects, 4) {
+        let trace = rig.struck_backup(&[], counts, Some(cut), &mut |_| Fate::Killed);
+        rig.wait_running();
+        rig.qemu.serial.wait_writes(2, WRITES_AGAIN_MAX);
+        let outcome = rig.recover();
+        rig.qemu.serial.wait_writes(2, WRITES_AGAIN_MAX);
+        rig.qemu.assert_guest_unharmed();
+        match trace.struck {
+            Some(effect) => table.note(&effect, cut.moment, &outcome),
+            None => table.miss(),
+        }
+    }
+    rig.lab.compare_all();
+    table.print("keepmark killed, real guest");
+}
