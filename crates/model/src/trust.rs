@@ -1,8 +1,8 @@
 //! Trust: whether a disk's bitmap provably holds everything that changed since the last backup. A doubtful bitmap is never used.
 //!
 //! Checkpoint C is a usable base on a disk if a published manifest of this VM and store names C for this disk; C's bitmap is on
-//! every image of the backing chain that was written since C, recording and not inconsistent; the disk has not shrunk, and no image
-//! of it was another disk's then. Everything else is a [`Doubt`] and ends in a resync. Names of checkpoints are used once, so an image that was rolled back or
+//! every image of the backing chain that was written since C down to the one in which it began, recording and not inconsistent; the
+//! disk has not shrunk, and no image of it was another disk's then. Everything else is a [`Doubt`] and ends in a resync. Names of checkpoints are used once, so an image that was rolled back or
 //! replaced has not the newest name in it, and a copy of an image carries bitmaps that are true of the copy.
 
 use std::fmt;
@@ -11,6 +11,7 @@ use crate::extents::Size;
 use crate::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence};
 use crate::manifest::{ManifestDisk, StoredBackup};
 use crate::names::{BackupId, CheckpointName, DiskName};
+use crate::rules::{Rule, broken};
 
 /// What may be believed about one disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +72,13 @@ pub enum Doubt {
         /// The other disk.
         other: DiskName,
     },
+    /// The lowest image that has the bitmap is not the one in which it began: what that one recorded may be lost.
+    OtherImage {
+        /// Where it began.
+        then: String,
+        /// Where it is now.
+        now: String,
+    },
     /// What was cut off and grown again would be zeros that the bitmap calls clean.
     Shrunk {
         /// Size at the checkpoint.
@@ -99,6 +107,9 @@ impl fmt::Display for Doubt {
                 f,
                 "the last backup's bitmap was cleared or paused by somebody else: it has fewer changes than the younger {younger}"
             ),
+            Self::OtherImage { then, now } => {
+                write!(f, "the last backup's bitmap began in {then} and is in {now} now: the file was renamed, or images were merged")
+            }
             Self::Swapped { other } => write!(f, "the image was that of disk {other} at the last backup"),
             Self::Shrunk { then, now } => write!(f, "the disk shrank from {then} to {now} bytes since the last backup"),
         }
@@ -112,7 +123,7 @@ pub fn judge(disk: &DiskFacts, sequence: &[StoredBackup]) -> Verdict {
     let Some((newest, _)) = of_disk().next() else { return Verdict::Unknown };
     let candidate = of_disk().find_map(|(backup, then)| Some((backup, then, checkpoint_of(backup, then)?)));
     let judged = candidate.ok_or(Doubt::NoCheckpoint).and_then(|(backup, then, checkpoint)| {
-        if let Some(other) = swapped(disk, backup) {
+        if let Some(other) = swapped(disk, backup).filter(|_| !broken(Rule::Swapped)) {
             return Err(Doubt::Swapped { other });
         }
         let dirty = complete_delta(disk, then, checkpoint)?;
@@ -136,10 +147,11 @@ fn checkpoint_of<'a>(backup: &'a StoredBackup, disk: &ManifestDisk) -> Option<&'
 
 /// Bytes that the checkpoint's bitmaps call dirty, if together they are complete.
 fn complete_delta(disk: &DiskFacts, then: &ManifestDisk, checkpoint: &CheckpointName) -> Result<Size, Doubt> {
-    if disk.size < then.size {
+    if disk.size < then.size && !broken(Rule::Shrunk) {
         return Err(Doubt::Shrunk { then: then.size, now: disk.size });
     }
-    recorded(disk, checkpoint)
+    let dirty = recorded(disk, checkpoint)?;
+    began_here(disk, then, checkpoint).map(|()| dirty)
 }
 
 /// Bytes that the checkpoint's bitmaps call dirty, if as they are now they have recorded every write since the checkpoint.
@@ -155,9 +167,9 @@ pub fn recorded(disk: &DiskFacts, checkpoint: &CheckpointName) -> Result<Size, D
     let below = per_layer.iter().skip(depth).any(Option::is_some);
     match (depth, below) {
         (0, false) => return Err(missing(disk)),
-        (0, true) => return Err(Doubt::Overlay),
-        (_, true) => return Err(Doubt::Gap),
-        (_, false) => {}
+        (0, true) if !broken(Rule::Overlay) => return Err(Doubt::Overlay),
+        (1.., true) if !broken(Rule::Gap) => return Err(Doubt::Gap),
+        (_, true | false) => {}
     }
     let found: Vec<&BitmapFacts> = per_layer.into_iter().flatten().collect();
     found.iter().try_for_each(|bitmap| believable(bitmap))?;
@@ -165,6 +177,19 @@ pub fn recorded(disk: &DiskFacts, checkpoint: &CheckpointName) -> Result<Size, D
         return Err(Doubt::Cleared { younger });
     }
     Ok(Size(found.iter().map(|bitmap| bitmap.dirty.0).fold(0, u64::saturating_add).min(disk.size.0)))
+}
+
+/// A bitmap goes on in the images above the one in which it began. If that one has been streamed away, what it recorded is gone
+/// although the others look complete. Only file names are compared: folders change when a VM moves, and are called in many ways.
+fn began_here(disk: &DiskFacts, then: &ManifestDisk, checkpoint: &CheckpointName) -> Result<(), Doubt> {
+    let file_name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    let has_bitmap = |layer: &&LayerFacts| layer.bitmaps.iter().any(|bitmap| bitmap.name == checkpoint.as_str());
+    let lowest = disk.layers.iter().rfind(has_bitmap).filter(|layer| !layer.image.is_empty() && !then.image.is_empty());
+    let Some(lowest) = lowest else { return Ok(()) };
+    if file_name(&lowest.image) == file_name(&then.image) {
+        return Ok(());
+    }
+    Err(Doubt::OtherImage { then: then.image.clone(), now: lowest.image.clone() })
 }
 
 /// A bitmap that began earlier has recorded everything that a younger one of the same image has.
@@ -184,11 +209,11 @@ fn missing(disk: &DiskFacts) -> Doubt {
 
 /// A frozen layer below a snapshot still reports `recording` although nothing can be written there.
 fn believable(bitmap: &BitmapFacts) -> Result<(), Doubt> {
-    if bitmap.inconsistent {
+    if bitmap.inconsistent && !broken(Rule::Inconsistent) {
         Err(Doubt::Inconsistent)
-    } else if !bitmap.recording {
+    } else if !bitmap.recording && !(broken(Rule::Disabled) || bitmap.inconsistent) {
         Err(Doubt::Disabled)
-    } else if bitmap.busy {
+    } else if bitmap.busy && !broken(Rule::Busy) {
         Err(Doubt::Busy)
     } else {
         Ok(())
@@ -223,7 +248,7 @@ pub(crate) mod tests {
             cluster_size: Some(65_536),
             image: "/images/web.qcow2".into(),
             persistence: Persistence::Stored,
-            layers: layers.iter().map(|bitmaps| LayerFacts { image: String::new(), bitmaps: bitmaps.to_vec() }).collect(),
+            layers: layers.iter().map(|bitmaps| LayerFacts { image: "/images/web.qcow2".into(), bitmaps: bitmaps.to_vec() }).collect(),
         }
     }
 
@@ -324,8 +349,23 @@ pub(crate) mod tests {
         let mut exchanged = disk(&[&[bitmap(C1)]]);
         exchanged.layers[0].image = "/images/data.qcow2".into();
         assert_eq!(doubt(&exchanged, std::slice::from_ref(&both)), Doubt::Swapped { other: DiskName::new("vdb").unwrap() });
-        exchanged.layers[0].image = "/moved/web.qcow2".into();
-        assert!(matches!(judge(&exchanged, &[both]), Verdict::Trusted(_)), "an image may be moved");
+    }
+
+    #[test]
+    fn the_image_in_which_the_bitmap_began_must_be_there() {
+        let sequence = [backup("a", Some(C1))];
+        let in_images = |images: &[&str]| {
+            let bitmaps: &[BitmapFacts] = &[bitmap(C1)];
+            let mut chain = disk(&vec![bitmaps; images.len()]);
+            chain.layers.iter_mut().zip(images).for_each(|(layer, image)| layer.image = (*image).to_owned());
+            chain
+        };
+        for fine in [&["/images/web.qcow2"][..], &["/moved/web.qcow2"], &["/images/snap1.qcow2", "/images/web.qcow2"], &[""]] {
+            assert!(matches!(judge(&in_images(fine), &sequence), Verdict::Trusted(_)), "{fine:?}");
+        }
+        for streamed in [&["/images/snap1.qcow2"][..], &["/images/web.qcow2", "/images/base.qcow2"]] {
+            assert!(matches!(doubt(&in_images(streamed), &sequence), Doubt::OtherImage { .. }), "{streamed:?}");
+        }
     }
 
     #[test]
