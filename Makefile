@@ -13,7 +13,7 @@ export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: help deps bench-deps build lint test demo bench bench-growth fuzz clean
+.PHONY: crash help deps bench-deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench: bench-deps build ## speed and memory against other programs, on a disk th
 bench-growth: build ## how the cost of an incremental grows with the disk and with the repository
 	$(CARGO) build --release -p keepmark-store --example synthesize
 	@python3 -B benches/growth.py
+
+crash: build ## kill keepmark, QEMU and the store's disk at every effect (as root; an hour; `make test` takes a share)
+	KEEPMARK_CRASH=all $(CARGO) test --release -p keepmark --test crash -- --nocapture
 
 fuzz: ## longer property tests of everything that is parsed from outside
 	PROPTEST_CASES=20000 $(CARGO) test --release -p keepmark-nbd -p keepmark-model --lib

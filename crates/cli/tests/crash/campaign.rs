@@ -1,24 +1,48 @@
 //! Which strikes a campaign makes: all of them, or a share that is another one each time.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::tracer::{Cut, Moment};
 
-/// Strikes at `effects` effects: all, or `share` of them, evenly spread from a random start.
-pub fn cuts(effects: usize, share: usize) -> Vec<Cut> {
-    let all: Vec<Cut> = (0..effects).flat_map(|number| [Moment::Before, Moment::After].map(|moment| Cut { number, moment })).collect();
-    if std::env::var("KEEPMARK_CRASH").is_ok_and(|wish| wish == "all") || all.len() <= share {
-        return all;
+const MOMENTS: [Moment; 2] = [Moment::Before, Moment::After];
+
+/// Strikes at these effects: before and after each, or `share` strikes of which as many as possible are at unlike effects.
+pub fn cuts(effects: &[String], share: usize) -> Vec<Cut> {
+    if std::env::var("KEEPMARK_CRASH").is_ok_and(|wish| wish == "all") {
+        println!("{} effects", effects.len());
+        return (0..effects.len()).flat_map(|number| MOMENTS.map(|moment| Cut { number, moment })).collect();
     }
-    // An even step would only ever strike at one of the two moments.
-    let step = (all.len() / share).max(1) | 1;
-    let start = seed() % step;
-    all.into_iter().skip(start).step_by(step).collect()
+    let seed = seed();
+    println!("{} effects, KEEPMARK_CRASH_SEED={seed}", effects.len());
+    pick(effects, share, seed)
+}
+
+/// Names in turn from a random one on, each time another of the effects that are called so.
+fn pick(effects: &[String], share: usize, seed: usize) -> Vec<Cut> {
+    let mut named: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    effects.iter().enumerate().for_each(|(number, name)| named.entry(name).or_default().push(number));
+    let groups: Vec<Vec<usize>> = named.into_values().collect();
+    // A step that shares no factor with the number of names comes to all of them, and not to neighbours first.
+    let step = [7, 5, 3, 1].into_iter().find(|step| groups.len() % step != 0).unwrap_or(1);
+    let pick = |turn: usize| {
+        let group = &groups[(seed + turn * step) % groups.len()];
+        let number = group[(seed / 7 + turn * 13) % group.len()];
+        Cut { number, moment: MOMENTS[(seed + turn) % 2] }
+    };
+    (0..share).map(pick).collect()
 }
 
 fn seed() -> usize {
     let given = std::env::var("KEEPMARK_CRASH_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_micros() as usize));
-    println!("KEEPMARK_CRASH_SEED={seed}");
-    seed
+    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_micros() as usize))
+}
+
+#[test]
+fn a_share_is_of_unlike_effects() {
+    let effects: Vec<String> = ["a", "b", "b", "b", "c", "b"].map(str::to_owned).into();
+    for seed in 0..50 {
+        let names: std::collections::BTreeSet<_> = pick(&effects, 3, seed).iter().map(|cut| effects[cut.number].clone()).collect();
+        assert_eq!(names.len(), 3, "{seed}");
+    }
 }

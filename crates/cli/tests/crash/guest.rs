@@ -40,9 +40,8 @@ fn rig() -> Rig {
 fn keepmark_killed_at_effects_on_a_real_guest() {
     let mut rig = rig();
     let mut table = Table::default();
-    let effects = rig.count(&[], counts);
-    println!("{effects} effects");
-    for cut in cuts(effects, 4) {
+    let effects = rig.effects(&[], counts);
+    for cut in cuts(&effects, 4) {
         let trace = rig.struck_backup(&[], counts, Some(cut), &mut |_| Fate::Killed);
         rig.wait_running();
         rig.qemu.serial.wait_writes(2, WRITES_AGAIN_MAX);

@@ -115,9 +115,9 @@ fn campaign(name: &str, victim: Victim, share: usize) {
     let mut table = Table::default();
     images.change();
     let truth = images.truth();
-    let effects = images.struck_backup(None, &mut |_| Fate::Spared).effects.len();
+    let effects = images.struck_backup(None, &mut |_| Fate::Spared).effects;
     assert!(images.lab.look(Some(truth)), "{}", images.lab.printed());
-    for (number, cut) in cuts(effects, share).into_iter().enumerate() {
+    for (number, cut) in cuts(&effects, share).into_iter().enumerate() {
         images.change();
         let truth = images.truth();
         let trace = images.struck_backup(Some(cut), &mut |keepmark| strike(victim, keepmark));
@@ -153,15 +153,15 @@ impl Images {
 
 #[test]
 fn keepmark_killed_at_effects_of_a_powered_off_backup() {
-    campaign("keepmark killed, powered off", Victim::Keepmark, 10);
+    campaign("keepmark killed, powered off", Victim::Keepmark, 6);
 }
 
 #[test]
 fn storage_daemon_killed_at_effects_of_a_powered_off_backup() {
-    campaign("qemu-storage-daemon killed", Victim::Daemon, 4);
+    campaign("qemu-storage-daemon killed", Victim::Daemon, 3);
 }
 
 #[test]
 fn keepmark_and_its_storage_daemon_killed_at_once() {
-    campaign("keepmark and qemu-storage-daemon killed", Victim::Both, 4);
+    campaign("keepmark and qemu-storage-daemon killed", Victim::Both, 3);
 }
