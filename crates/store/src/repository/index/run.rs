@@ -1,8 +1,10 @@
 //! A run: an immutable sorted file of records. A lookup reads one block of 4 KiB; memory holds 8 bytes for each block.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::repository::id::{BlobKind, ID_BYTES, Id, PackId};
 use crate::repository::index::record::{self, BLOCK_BYTES, BLOCK_PACKS, BLOCK_RECORDS, RECORD_BYTES, Record, read_block};
@@ -11,6 +13,11 @@ use crate::repository::index::record::{self, BLOCK_BYTES, BLOCK_PACKS, BLOCK_REC
 pub const MAGIC: [u8; 8] = *b"KM1RUN\x00\x02";
 /// Largest footer that is read, bytes: fences of 100 TiB of chunks.
 const FOOTER_BYTES_MAX: u64 = 256 << 20;
+
+/// Blocks of a run that are kept once they were read and checked: 1 MiB, all of a small repository's.
+const BLOCKS_KEPT_MAX: usize = 256;
+
+type Block = [u8; BLOCK_BYTES];
 
 /// One sorted file of records.
 #[derive(Debug)]
@@ -26,6 +33,8 @@ pub struct Run {
     pub packs: u32,
     /// First eight bytes of the first id of each block.
     fences: Vec<u64>,
+    /// Blocks that were read lately.
+    kept: Mutex<HashMap<u64, Arc<Block>>>,
 }
 
 /// A record that a lookup found.
@@ -111,7 +120,7 @@ impl Run {
         if !length_fits || fences.len() as u64 != blocks {
             return Err("its parts do not fit together".to_owned());
         }
-        Ok(Self { path: path.to_owned(), file, indexes, records, packs, fences })
+        Ok(Self { path: path.to_owned(), file, indexes, records, packs, fences, kept: Mutex::default() })
     }
 
     /// All places of a blob in this run.
@@ -120,20 +129,36 @@ impl Run {
     /// In words, when a block is damaged: the run must then be rebuilt.
     pub fn find(&self, id: &Id, kind: BlobKind, found: &mut impl FnMut(Found)) -> Result<(), String> {
         let prefix = id.prefix();
-        let mut block = [0; BLOCK_BYTES];
         // The block before the first fence that is not below may end with the id.
         let first = self.fences.partition_point(|fence| *fence < prefix).saturating_sub(1);
         for (number, fence) in self.fences.iter().enumerate().skip(first) {
             if *fence > prefix {
                 break;
             }
-            read_block(&self.file, number as u64, &mut block)?;
+            let block = self.block(number as u64)?;
             self.scan(&block, number, id, kind, found)?;
         }
         Ok(())
     }
 
-    fn scan(&self, block: &[u8; BLOCK_BYTES], number: usize, id: &Id, kind: BlobKind, found: &mut impl FnMut(Found)) -> Result<(), String> {
+    /// A block, checked when it was read.
+    fn block(&self, number: u64) -> Result<Arc<Block>, String> {
+        if let Some(block) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&number) {
+            return Ok(Arc::clone(block));
+        }
+        let mut block = [0; BLOCK_BYTES];
+        read_block(&self.file, number, &mut block)?;
+        let block = Arc::new(block);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Ids are spread evenly: in a large run no block is likelier to be asked for again than another.
+        if kept.len() >= BLOCKS_KEPT_MAX {
+            kept.clear();
+        }
+        kept.insert(number, Arc::clone(&block));
+        Ok(block)
+    }
+
+    fn scan(&self, block: &Block, number: usize, id: &Id, kind: BlobKind, found: &mut impl FnMut(Found)) -> Result<(), String> {
         let base = number as u64 * BLOCK_RECORDS as u64;
         let filled = usize::try_from(self.records.saturating_sub(base)).unwrap_or(usize::MAX).min(BLOCK_RECORDS);
         let at = |index: usize| block.get(index * RECORD_BYTES..(index + 1) * RECORD_BYTES).unwrap_or_default();
@@ -159,9 +184,8 @@ impl Run {
         if number >= self.packs {
             return Err("a record names a pack that is not in the table".to_owned());
         }
-        let mut block = [0; BLOCK_BYTES];
         let (table_block, slot) = (number as usize / BLOCK_PACKS, number as usize % BLOCK_PACKS);
-        read_block(&self.file, self.fences.len() as u64 + table_block as u64, &mut block)?;
+        let block = self.block(self.fences.len() as u64 + table_block as u64)?;
         block.get(slot * ID_BYTES..(slot + 1) * ID_BYTES).and_then(Id::from_slice).ok_or_else(|| "a pack makes no sense".to_owned())
     }
 
