@@ -3,6 +3,7 @@
 use keepmark_model::audit::{
     AuditRecord, AuditWish, last_clean, sample, sample_count, suspicion, undetected_max_ppm, window, windows_from_end,
 };
+use keepmark_model::rules::{Rule, broken};
 use keepmark_model::seam::{BackupReader, FrozenDisk, Result};
 use keepmark_model::{ChunkIndex, ChunkSize, DiskName, Extent, Extents, Size};
 
@@ -34,7 +35,7 @@ pub enum Audited {
 pub fn audit(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk: ChunkSize, audit: &Audit<'_>) -> Result<Audited> {
     let end = end_of_clean_data(name, disk.size(), changed, chunk, audit.base)?;
     let (read_at_end, cut) = compare(disk, name, end.as_slice(), chunk, audit.base)?;
-    if let Some(cut) = cut {
+    if let Some(cut) = cut.filter(|_| !broken(Rule::End)) {
         return Ok(Audited::Contradiction(format!(
             "the last data that are called clean, bytes {} to {}, are not as in the last backup: the disk may have been cut and grown again",
             cut.start, cut.end
@@ -77,7 +78,7 @@ fn sampled(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk:
     let data_then = audit.base.data(name, &within)?.clip(size);
     let data_now = disk.data(&within)?;
     let suspect = suspicion(window, changed, &data_now, &data_then, chunk, size);
-    if let Some(lie) = suspect.contradictions.iter().next() {
+    if let Some(lie) = suspect.contradictions.iter().next().filter(|_| !broken(Rule::Allocation)) {
         return Ok(Audited::Contradiction(format!(
             "bytes {} to {} are called clean and held data in the last backup, but are a hole now",
             lie.start, lie.end

@@ -3,6 +3,7 @@
 use keepmark_model::audit::AuditRecord;
 use keepmark_model::manifest::Kind;
 use keepmark_model::plan::DiskPlan;
+use keepmark_model::rules::{Rule, broken};
 use keepmark_model::seam::{BackupWriter, DiskContent, DiskWriter, FrozenDisk, Monitor, Result};
 use keepmark_model::{BackupId, ChunkSize, Extent, Extents, Size};
 
@@ -53,7 +54,7 @@ pub fn capture(
     monitor: &dyn Monitor,
 ) -> Result<Captured> {
     let size = disk.size();
-    if size != plan.size {
+    if size != plan.size && !broken(Rule::SizeChanged) {
         return Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into());
     }
     match on_base(disk, plan, chunk, auditing, writer, monitor) {
@@ -103,7 +104,8 @@ fn scope(
 ) -> Result<Scope> {
     let Some(base) = &plan.since else { return Ok(whole(plan, &plan.reason)) };
     let grown = Extents::from_iter([Extent::new(base.size.0, plan.size.0)]);
-    let dirty = disk.dirty()?.union(&grown);
+    let recorded = disk.dirty()?;
+    let dirty = if broken(Rule::Growth) { recorded } else { recorded.union(&grown) };
     let changed = dirty.round_out(chunk, plan.size);
     let audited = auditing.map(|auditing| audit(disk, &plan.name, &changed, chunk, auditing)).transpose()?;
     let audit = match audited {
@@ -131,7 +133,8 @@ fn store(
     writer: &mut dyn BackupWriter,
     monitor: &dyn Monitor,
 ) -> Result<Captured> {
-    let changed = scope.dirty.round_out(chunk, plan.size);
+    let rounded = scope.dirty.round_out(chunk, plan.size);
+    let changed = if broken(Rule::Rounding) { scope.dirty.clone() } else { rounded };
     let put = disk.data(&changed)?.round_out(chunk, plan.size).intersection(&changed);
     let zero = changed.difference(&put);
     let content = DiskContent { name: plan.name.clone(), size: plan.size, chunk_size: chunk, base: scope.base.clone(), put, zero };

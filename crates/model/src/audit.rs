@@ -58,7 +58,8 @@ pub struct Suspicion {
 #[must_use]
 pub fn window(size: Size, last: Option<Extent>) -> Extent {
     let start = last.map_or(0, |extent| extent.end);
-    let start = if start >= size.0 { 0 } else { start };
+    // Never less than a whole window, where there is one: a disk that grew must not have its new end looked at only.
+    let start = if start >= size.0 { 0 } else { start.min(size.0.saturating_sub(WINDOW_BYTES)) };
     Extent::new(start, start.saturating_add(WINDOW_BYTES).min(size.0))
 }
 
@@ -180,10 +181,11 @@ mod tests {
         let first = window(size, None);
         let second = window(size, Some(first));
         let third = window(size, Some(second));
-        assert_eq!((first.start, second.start, third), (0, WINDOW_BYTES, Extent::new(2 * WINDOW_BYTES, size.0)));
+        assert_eq!((first.start, second.start, third), (0, WINDOW_BYTES, Extent::new(WINDOW_BYTES + 5, size.0)));
         assert_eq!(window(size, Some(third)), first);
         assert_eq!(window(Size(100), Some(Extent::new(0, 100))), Extent::new(0, 100));
         assert_eq!(window(Size(50), Some(Extent::new(0, 100))), Extent::new(0, 50));
+        assert_eq!(window(Size(150), Some(Extent::new(0, 100))), Extent::new(0, 150), "a disk that grew");
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod failure;
 pub mod manifest;
 pub mod names;
 pub mod plan;
+pub mod rules;
 pub mod seam;
 pub mod select;
 pub mod trust;

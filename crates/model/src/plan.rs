@@ -8,6 +8,7 @@ use crate::extents::Size;
 use crate::facts::{DiskFacts, VmFacts};
 use crate::manifest::{Kind, StoredBackup};
 use crate::names::{BackupId, CheckpointName, DiskName, StoreId};
+use crate::rules::{Rule, broken};
 use crate::trust::{Base, Verdict, judge};
 
 /// Which kind the user asks for.
@@ -145,7 +146,7 @@ pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[Stored
     let needed: Vec<&CheckpointName> = facts.disks.iter().filter_map(|disk| newest_checkpoint(&disk.name, sequence)).collect();
     let published = |name: &CheckpointName| sequence.iter().any(|backup| backup.manifest.checkpoint.as_ref() == Some(name));
     let mut names = present_checkpoints(facts);
-    let ours = |name: &CheckpointName| published(name) || name.is_for(store);
+    let ours = |name: &CheckpointName| published(name) || broken(Rule::OtherStores) || name.is_for(store) && !broken(Rule::Orphans);
     names.retain(|(name, worthless)| *worthless || !needed.contains(&name) && (ours(name) || given_up(name, hold)));
     names.into_iter().map(|(name, _)| name).collect()
 }

@@ -25,7 +25,8 @@ impl Monitor for Silent {
 
 /// keepmark's backup, as the simulation calls it.
 fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit: AuditWish, senses: &Senses<'_>) -> Result<()> {
-    let job = BackupJob { request: request.clone(), freeze: Freeze::Never, audit, hold_checkpoints: None, program: "simulation".to_owned() };
+    let job =
+        BackupJob { request: request.clone(), freeze: Freeze::Never, audit, hold_checkpoints: None, program: "simulation".to_owned() };
     let world = Surroundings { now: senses.now, elapsed: senses.elapsed, random: senses.random };
     backup(vm, store, &job, world, &Silent).map(drop)
 }

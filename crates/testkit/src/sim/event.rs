@@ -183,7 +183,12 @@ impl World {
             }
             EventKind::Pause if machine.power == Power::Running => machine.power = Power::Paused,
             EventKind::Resume if machine.power == Power::Paused && !machine.leftovers.paused => machine.power = Power::Running,
-            EventKind::ReleaseOurs => machine.disks.iter_mut().flat_map(|disk| &mut disk.layers).flat_map(|layer| &mut layer.bitmaps).for_each(|bitmap| bitmap.busy = false),
+            EventKind::ReleaseOurs => machine
+                .disks
+                .iter_mut()
+                .flat_map(|disk| &mut disk.layers)
+                .flat_map(|layer| &mut layer.bitmaps)
+                .for_each(|bitmap| bitmap.busy = false),
             EventKind::Swap => return machine.swap(),
             _ => return false,
         }
@@ -308,7 +313,9 @@ impl World {
                 }
                 true
             }
-            EventKind::RemoveOurs | EventKind::DisableOurs | EventKind::EnableOurs | EventKind::ClearOurs | EventKind::HoldOurs if free || live => {
+            EventKind::RemoveOurs | EventKind::DisableOurs | EventKind::EnableOurs | EventKind::ClearOurs | EventKind::HoldOurs
+                if free || live =>
+            {
                 if !meddle(disk, live, event) {
                     return false;
                 }

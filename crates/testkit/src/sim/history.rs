@@ -49,7 +49,11 @@ impl fmt::Display for Step {
             Self::Backup(order) => {
                 let checkpoint = if order.checkpoint { "" } else { ", without a checkpoint" };
                 let only = order.only.map(|disk| format!(", disk {disk} only")).unwrap_or_default();
-                write!(f, "keepmark backs VM {} up to store {} ({:?}{checkpoint}{only}, audit {:?})", order.machine, order.store, order.kind, order.audit)
+                write!(
+                    f,
+                    "keepmark backs VM {} up to store {} ({:?}{checkpoint}{only}, audit {:?})",
+                    order.machine, order.store, order.kind, order.audit
+                )
             }
         }
     }

@@ -184,7 +184,8 @@ impl Machine {
             }
             let read = carriers.iter().take(if top_only { 1 } else { carriers.len() });
             let united = read.fold(0, |all, bitmap| all | bitmap.bits);
-            let alike = disk.layers.iter().filter(|layer| layer.bitmap(since.as_str()).is_some()).all(|layer| layer.cells.len() == disk.atoms());
+            let alike =
+                disk.layers.iter().filter(|layer| layer.bitmap(since.as_str()).is_some()).all(|layer| layer.cells.len() == disk.atoms());
             dirty = Some(if alike || top_only { united } else { Mask::MAX });
             let is_sound = carriers.iter().all(|bitmap| bitmap.recording && !bitmap.inconsistent);
             missed = if is_sound { carriers.iter().fold(0, |all, bitmap| all | bitmap.missed) } else { 0 };

@@ -306,8 +306,11 @@ impl SimDisk {
         for (cell, (value, hole)) in new.cells.iter_mut().zip(content) {
             *cell = if hole { Cell::Absent } else { Cell::Data(value) };
         }
-        if let Some(old) = self.layers.first().filter(|old| with_bitmaps && format == Format::Qcow2 && self.layers.len() == 1 && !old.is_pinned()) {
-            new.bitmaps = old.bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().map(|bitmap| Bitmap { stored: true, ..bitmap }).collect();
+        if let Some(old) =
+            self.layers.first().filter(|old| with_bitmaps && format == Format::Qcow2 && self.layers.len() == 1 && !old.is_pinned())
+        {
+            new.bitmaps =
+                old.bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().map(|bitmap| Bitmap { stored: true, ..bitmap }).collect();
         }
         self.layers = vec![new];
     }
@@ -318,7 +321,8 @@ impl SimDisk {
         let Some(edited) = self.layers.get_mut(layer) else { return };
         let end = end.min(edited.cells.len());
         (start..end).for_each(|atom| edited.cells[atom] = cell);
-        let changed = before.iter().enumerate().filter(|(atom, was)| self.at(*atom).0 != was.0).fold(0, |all, (atom, _)| all | mask(atom, atom + 1));
+        let changed =
+            before.iter().enumerate().filter(|(atom, was)| self.at(*atom).0 != was.0).fold(0, |all, (atom, _)| all | mask(atom, atom + 1));
         self.miss(changed);
     }
 

@@ -9,7 +9,7 @@ use keepmark_model::facts::Power;
 use keepmark_model::manifest::ManifestDisk;
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::seam::{Hypervisor, Result, Store};
-use keepmark_model::{ChunkSize, CheckpointName, DiskName, StoreId};
+use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId};
 
 use super::history::{Order, Step};
 use super::hypervisor::SimVm;
@@ -131,7 +131,7 @@ struct Before {
     power: Power,
     foreign: Vec<String>,
     smooth: Vec<DiskName>,
-    listed: usize,
+    published: u64,
 }
 
 impl Before {
@@ -149,13 +149,13 @@ impl Before {
             power: machine.power,
             foreign: foreign(machine),
             smooth: machine.smooth[store].clone(),
-            listed: world.stores[store].backups.len(),
+            published: world.stores[store].published,
         };
         world.stats.runs += 1;
         if world.is_telling() {
-            world.tell(Step::Backup(order.clone()).to_string());
+            world.tell(Step::Backup(Order { machine: order.machine % 2, store: order.store % 2, ..order.clone() }).to_string());
         }
-        world.run = Some(Run { machine: place, faults: order.faults.clone(), ..Run::default() });
+        world.run = Some(Run { machine: place, faults: order.faults.clone(), unaudited: order.audit == AuditWish::Off, ..Run::default() });
         before
     }
 
@@ -171,7 +171,7 @@ impl Before {
         if run.dead && machine.leftovers.paused {
             world.wrong(|| "keepmark died and the guest stands still".to_owned());
         }
-        let published = world.stores[self.store].backups.len() > self.listed;
+        let published = world.stores[self.store].published > self.published;
         world.follow(self, order, &run, published && result.is_ok());
         if run.dead || run.disturbed {
             return;
@@ -229,21 +229,24 @@ impl World {
     /// What the run means for the next one of this VM and store.
     fn follow(&mut self, before: &Before, order: &Order, run: &Run, published: bool) {
         let store = before.store;
-        let sequence = self.stores[store].backups.len();
-        if sequence > before.listed {
+        let exists = self.stores[store].published > before.published;
+        if exists {
             for place in (0..self.machines.len()).filter(|place| *place != before.machine) {
                 self.machines[place].smooth[store].clear();
             }
         }
         let machine = &mut self.machines[before.machine];
-        if order.checkpoint && sequence > before.listed && !(published && !run.disturbed && !run.dead) {
+        if order.checkpoint && exists && !(published && !run.disturbed && !run.dead) {
             // It exists, but what became of its checkpoint was not seen.
             machine.smooth[store].clear();
         }
         if published && order.checkpoint && !run.disturbed && !run.dead {
             let captured: Vec<(DiskName, bool)> = self.stores[store].backups.last().map(captured).unwrap_or_default();
-            let lasting = |name: &DiskName| machine.power != Power::Off || machine.disks.iter().any(|disk| disk.name == *name && disk.layers[0].format == Format::Qcow2);
-            let fresh: Vec<DiskName> = captured.iter().filter(|(name, exact)| *exact && lasting(name)).map(|(name, _)| name.clone()).collect();
+            let lasting = |name: &DiskName| {
+                machine.power != Power::Off || machine.disks.iter().any(|disk| disk.name == *name && disk.layers[0].format == Format::Qcow2)
+            };
+            let fresh: Vec<DiskName> =
+                captured.iter().filter(|(name, exact)| *exact && lasting(name)).map(|(name, _)| name.clone()).collect();
             machine.smooth[store].retain(|name| !captured.iter().any(|(other, _)| other == name));
             machine.smooth[store].extend(fresh);
         }

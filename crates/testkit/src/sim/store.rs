@@ -5,8 +5,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use keepmark_model::manifest::{Manifest, StoredBackup};
-use keepmark_model::seam::{BackupReader, BackupWriter, DiskContent, DiskStored, DiskWriter, Piece, Recycler, Result, SavedFile, Store, Verification};
-use keepmark_model::{BackupId, ChunkIndex, ChunkSize, DiskName, Extent, Extents, Failure, FailureClass, Size, StoreId, VmId};
+use keepmark_model::seam::{
+    BackupReader, BackupWriter, DiskContent, DiskStored, DiskWriter, Piece, Recycler, Result, SavedFile, Store, Verification,
+};
+use keepmark_model::{
+    BackupId, CheckpointName, ChunkIndex, ChunkSize, DiskName, Extent, Extents, Failure, FailureClass, Size, StoreId, VmId,
+};
 
 use super::image::{ATOM, Mask, mask};
 use super::machine::FrozenCopy;
@@ -58,6 +62,8 @@ pub struct StoreState {
     pub chunk: ChunkSize,
     /// What is listed, oldest first.
     pub backups: Vec<Published>,
+    /// How many were ever published.
+    pub published: u64,
     pool: Vec<Chunk>,
     known: HashMap<Arc<[u32]>, usize>,
 }
@@ -66,7 +72,7 @@ impl StoreState {
     /// An empty store.
     #[must_use]
     pub fn new(id: &str, chunk: ChunkSize) -> Self {
-        Self { id: StoreId::new(id), chunk, backups: Vec::new(), pool: Vec::new(), known: HashMap::new() }
+        Self { id: StoreId::new(id), chunk, backups: Vec::new(), published: 0, pool: Vec::new(), known: HashMap::new() }
     }
 
     /// Its host loses what was not synced.
@@ -138,7 +144,13 @@ impl StoreState {
                 compared += 1;
                 let differing = self.differing(disk) & !disk.excused;
                 if differing != 0 || disk.truth.len() != disk.atoms {
-                    return (Some(format!("backup {} does not restore disk {}: atoms {differing:#x} are not as they were", published.backup.id, disk.name)), compared);
+                    return (
+                        Some(format!(
+                            "backup {} does not restore disk {}: atoms {differing:#x} are not as they were",
+                            published.backup.id, disk.name
+                        )),
+                        compared,
+                    );
                 }
             }
         }
@@ -149,7 +161,8 @@ impl StoreState {
     #[must_use]
     pub fn newest_checkpoint(&self, disk: &DiskName) -> Option<&str> {
         let of_disk = |published: &&Published| published.backup.manifest.disk(disk).is_some_and(|then| then.checkpointed);
-        let newest = self.backups.iter().filter(of_disk).max_by_key(|published| (published.backup.manifest.time, published.backup.id.clone()));
+        let newest =
+            self.backups.iter().filter(of_disk).max_by_key(|published| (published.backup.manifest.time, published.backup.id.clone()));
         newest.and_then(|published| published.backup.manifest.checkpoint.as_ref()).map(|name| name.as_str())
     }
 }
@@ -257,7 +270,8 @@ impl BackupReader for Reader<'_> {
     }
 
     fn read_disk(&self, disk: &DiskName, _: Option<&Extents>, sink: &(dyn Fn(Piece<'_>) -> Result<()> + Sync)) -> Result<()> {
-        let content = lock(&self.store.world).stores[self.store.place].content(self.disk(disk)?).ok_or_else(|| failed("a chunk is lost"))?;
+        let content =
+            lock(&self.store.world).stores[self.store.place].content(self.disk(disk)?).ok_or_else(|| failed("a chunk is lost"))?;
         sink(Piece::Data { offset: 0, bytes: &encode(content.iter().copied()) })
     }
 }
@@ -303,10 +317,14 @@ impl BackupWriter for Writer<'_> {
         let Self { store, disks, known } = *self;
         let mut world = lock(&store.world);
         world.effect()?;
+        if world.breaks(Break::BaseGoesFirst) {
+            world.remove_base(store.place, manifest.checkpoint.as_ref());
+        }
         let (early, trusting) = (world.breaks(Break::PublishBeforeSync), world.breaks(Break::TrustUnsynced));
         let id = BackupId::new(format!("{:08x}", world.fresh()));
         let mut published = Some(Published { backup: StoredBackup { id: id.clone(), manifest: manifest.clone() }, disks });
-        let used: Vec<usize> = published.iter().flat_map(|published| &published.disks).flat_map(|disk| disk.chunks.iter().flatten().copied()).collect();
+        let used: Vec<usize> =
+            published.iter().flat_map(|published| &published.disks).flat_map(|disk| disk.chunks.iter().flatten().copied()).collect();
         if early && let Some(published) = published.take() {
             world.publish(store.place, published);
         }
@@ -406,6 +424,15 @@ impl DiskWriter for Disk<'_, '_> {
 }
 
 impl World {
+    /// What no order of events in keepmark may lead to: the base's checkpoint goes, and nothing is published yet.
+    fn remove_base(&mut self, place: usize, successor: Option<&CheckpointName>) {
+        let machine = self.run.as_ref().map_or(0, |run| run.machine);
+        let store = &self.stores[place].id;
+        let layers = self.machines[machine].disks.iter_mut().flat_map(|disk| &mut disk.layers);
+        let is_base = |name: &str| CheckpointName::parse(name).is_ok_and(|name| name.is_for(store) && Some(&name) != successor);
+        layers.for_each(|layer| layer.bitmaps.retain(|bitmap| !is_base(&bitmap.name)));
+    }
+
     /// The backup exists from now on; the truth of its moment goes beside it.
     fn publish(&mut self, place: usize, mut published: Published) {
         let Some(run) = &self.run else { return };
@@ -421,10 +448,16 @@ impl World {
             disk.truth = copy.cells.iter().map(|(value, _)| *value).collect();
             let differing = if disk.truth.len() == disk.atoms { state.differing(disk) } else { Mask::MAX };
             let base = published.backup.manifest.disk(&disk.name).and_then(|then| then.base.clone());
-            let undetectable = base.map_or(0, |base| undetectable(state, copy, disk, &base));
+            let undetectable = base.map_or(0, |base| undetectable(state, copy, disk, &base, run.unaudited));
             // What is not durable yet is judged by the sync that follows, or by the power cut that comes first.
             if differing & !undetectable != 0 {
-                wrong = Some(format!("disk {} is published with atoms {:#x} not as they were", disk.name, differing & !undetectable));
+                let stored = state.content(disk);
+                wrong = Some(format!(
+                    "disk {} is published with atoms {:#x} not as they were\n     truth {:?}\n    stored {stored:?}",
+                    disk.name,
+                    differing & !undetectable,
+                    copy.cells.iter().map(|(value, hole)| if *hole { -1 } else { i64::from(*value) }).collect::<Vec<_>>()
+                ));
             }
             disk.excused = differing & undetectable;
             audit_only += u64::from(disk.excused != 0);
@@ -437,22 +470,29 @@ impl World {
             self.wrong(|| wrong);
         }
         if self.is_telling() {
-            let kinds: Vec<String> = published.backup.manifest.disks.iter().map(|disk| format!("{}: {} ({})", disk.name, disk.kind.word(), disk.reason)).collect();
+            let kinds: Vec<String> = published
+                .backup
+                .manifest
+                .disks
+                .iter()
+                .map(|disk| format!("{}: {} ({})", disk.name, disk.kind.word(), disk.reason))
+                .collect();
             self.tell(format!("backup {} exists in store {place}: {}", published.backup.id, kinds.join("; ")));
         }
         self.stores[place].backups.push(published);
+        self.stores[place].published += 1;
     }
 }
 
 /// Where a backup may differ from the truth, since only the audit's sample can find it: an edit past QEMU, after the base's
 /// bitmap began or inherited from the base, unless it made a hole of a whole clean chunk that held data in the base. That is a
-/// contradiction that the allocation check sees every time.
-fn undetectable(state: &StoreState, copy: &FrozenCopy, disk: &StoredDisk, base: &BackupId) -> Mask {
+/// contradiction that the allocation check sees every time, unless the user switched the audit off.
+fn undetectable(state: &StoreState, copy: &FrozenCopy, disk: &StoredDisk, base: &BackupId, unaudited: bool) -> Mask {
     let Some(then) = state.find(base).and_then(|base| base.disks.iter().find(|then| then.name == disk.name)) else { return 0 };
     let mut allowed = copy.missed | then.excused;
     for (number, cells) in copy.cells.chunks(disk.unit).enumerate() {
         let held_data = then.chunks.get(number).is_some_and(Option::is_some);
-        if held_data && cells.iter().all(|(_, hole)| *hole) {
+        if !unaudited && held_data && cells.iter().all(|(_, hole)| *hole) {
             allowed &= !mask(number * disk.unit, (number + 1) * disk.unit);
         }
     }

@@ -39,10 +39,12 @@ pub enum Break {
     ReuseNames,
     /// What a dead run left is not removed.
     NoCleanUp,
+    /// The base's checkpoint is removed before its successor is published.
+    BaseGoesFirst,
 }
 
 /// Every one of them, with its words.
-pub const BREAKS: [(Break, &str); 9] = [
+pub const BREAKS: [(Break, &str); 10] = [
     (Break::PointThenBitmap, "start the bitmap after the frozen point"),
     (Break::TopLayerOnly, "ignore the bitmaps of lower layers"),
     (Break::NoSecondLook, "do not judge the bitmaps again at the point"),
@@ -52,6 +54,7 @@ pub const BREAKS: [(Break, &str); 9] = [
     (Break::NoWatchdog, "no watchdog for a stopped guest"),
     (Break::ReuseNames, "reuse a checkpoint's name"),
     (Break::NoCleanUp, "leave what a dead run left"),
+    (Break::BaseGoesFirst, "remove the base's checkpoint before publication"),
 ];
 
 /// What befalls a run of keepmark at one of its effects.
@@ -78,6 +81,8 @@ pub struct Run {
     pub dead: bool,
     /// Whether something refused, or changed under it, so that it may fail.
     pub disturbed: bool,
+    /// Whether it looks at the end of clean data only, so that holes of foreign tools go unseen.
+    pub unaudited: bool,
     /// The truth of the moment that it fixed.
     pub moment: Option<Arc<Vec<FrozenCopy>>>,
 }
@@ -230,7 +235,10 @@ impl World {
         self.stats.effects += 1;
         let mut refused = false;
         for place in 0..self.run.as_ref().map_or(0, |run| run.faults.len()) {
-            let Some((_, fault)) = self.run.as_ref().and_then(|run| run.faults.get(place).copied()).filter(|(when, _)| *when == number) else { continue };
+            let Some((_, fault)) = self.run.as_ref().and_then(|run| run.faults.get(place).copied()).filter(|(when, _)| *when == number)
+            else {
+                continue;
+            };
             match fault {
                 Fault::Refuse => refused = true,
                 Fault::Kill => self.kill_keepmark(),

@@ -1,0 +1,55 @@
+//! `make sabotage`: breaks one rule after the other and counts the histories until the simulation notices.
+
+#[path = "../tests/driver/mod.rs"]
+mod driver;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use driver::Campaign;
+use keepmark_model::rules::{Rule, break_only};
+use keepmark_testkit::sim::{BREAKS, Break};
+
+const SEEDS_MAX: u64 = 10_000;
+
+/// Rules of the derivation and of the engine, in words.
+const RULES: [(Rule, &str); 14] = [
+    (Rule::Inconsistent, "trust an inconsistent bitmap"),
+    (Rule::Disabled, "trust a disabled bitmap"),
+    (Rule::Busy, "treat a busy bitmap as fine"),
+    (Rule::Overlay, "trust a bitmap that only a lower layer has"),
+    (Rule::Gap, "ignore a gap in the backing chain"),
+    (Rule::Shrunk, "ignore a shrunk size"),
+    (Rule::Swapped, "ignore that two disks changed places"),
+    (Rule::Growth, "ignore growth"),
+    (Rule::Rounding, "drop the rounding to chunks"),
+    (Rule::Allocation, "skip the allocation check"),
+    (Rule::End, "do not compare the last clean data"),
+    (Rule::SizeChanged, "ignore a size that changed before the point"),
+    (Rule::OtherStores, "remove another store's checkpoints"),
+    (Rule::Orphans, "leave checkpoints that were never published"),
+];
+
+fn main() -> ExitCode {
+    println!("{:<52} {:>14}  what was seen", "broken rule", "histories");
+    let mut unnoticed = 0;
+    for (rule, words) in RULES {
+        break_only(Some(rule));
+        unnoticed += u32::from(!row(words, None));
+    }
+    break_only(None);
+    for (rule, words) in BREAKS {
+        unnoticed += u32::from(!row(words, Some(rule)));
+    }
+    println!("{} rules, {unnoticed} not noticed within {SEEDS_MAX} histories", RULES.len() + BREAKS.len());
+    if unnoticed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Breaks one rule and prints when it was noticed.
+fn row(words: &str, broken: Option<Break>) -> bool {
+    let longest = Some(Duration::from_secs(120));
+    let found = Campaign { first: 1, seeds: SEEDS_MAX, longest, broken }.run();
+    let seen = found.failure.as_ref().map_or("NOTHING", |(_, what)| what.lines().next().unwrap_or_default());
+    println!("{words:<52} {:>14}  {seen}", found.histories);
+    found.failure.is_some()
+}

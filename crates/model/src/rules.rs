@@ -1,0 +1,58 @@
+//! Rules that a test build can break on purpose, to show that the simulation notices; a shipped build has no switch for it.
+
+/// A rule of the derivation or of the engine. What breaks when it is broken stands beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Rule {
+    /// An inconsistent bitmap is not believed.
+    Inconsistent = 1,
+    /// A disabled bitmap is not believed.
+    Disabled,
+    /// A bitmap that a job holds is not used.
+    Busy,
+    /// The image that is written now must have the bitmap.
+    Overlay,
+    /// No image between two that have the bitmap may lack it.
+    Gap,
+    /// A disk that is smaller than at the checkpoint is read whole.
+    Shrunk,
+    /// An image that was another disk's is not built upon.
+    Swapped,
+    /// What lies beyond the size at the checkpoint counts as changed.
+    Growth,
+    /// What changed is rounded out to chunks.
+    Rounding,
+    /// A clean hole that held data in the base is a contradiction.
+    Allocation,
+    /// The last clean data are compared with the base.
+    End,
+    /// The frozen disk must have the size of the plan.
+    SizeChanged,
+    /// Checkpoints of other stores stay.
+    OtherStores,
+    /// Checkpoints that were made for this store and not published go.
+    Orphans,
+}
+
+/// Whether a rule is broken on purpose: never, in a shipped build.
+#[cfg(not(feature = "sabotage"))]
+#[must_use]
+pub const fn broken(_: Rule) -> bool {
+    false
+}
+
+#[cfg(feature = "sabotage")]
+static BROKEN: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+/// Whether a rule is broken on purpose.
+#[cfg(feature = "sabotage")]
+#[must_use]
+pub fn broken(rule: Rule) -> bool {
+    BROKEN.load(std::sync::atomic::Ordering::Relaxed) == rule as u8
+}
+
+/// Breaks one rule from now on, or none.
+#[cfg(feature = "sabotage")]
+pub fn break_only(rule: Option<Rule>) {
+    BROKEN.store(rule.map_or(0, |rule| rule as u8), std::sync::atomic::Ordering::Relaxed);
+}
