@@ -9,13 +9,14 @@ const MOMENTS: [Moment; 2] = [Moment::Before, Moment::After];
 
 /// Strikes at these effects: before and after each, or `share` strikes of which as many as possible are at unlike effects.
 pub fn cuts(effects: &[String], share: usize) -> Vec<Cut> {
-    if std::env::var("KEEPMARK_CRASH").is_ok_and(|wish| wish == "all") {
+    let wish = std::env::var("KEEPMARK_CRASH").unwrap_or_default();
+    if wish == "all" {
         println!("{} effects", effects.len());
         return (0..effects.len()).flat_map(|number| MOMENTS.map(|moment| Cut { number, moment })).collect();
     }
     let seed = seed();
     println!("{} effects, KEEPMARK_CRASH_SEED={seed}", effects.len());
-    pick(effects, share, seed)
+    pick(effects, wish.parse().unwrap_or(share), seed)
 }
 
 /// Names in turn from a random one on, each time another of the effects that are called so.

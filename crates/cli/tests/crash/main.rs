@@ -4,7 +4,7 @@
 //! exactly before or after the N-th effect, [`lab`] has what a campaign works on and judges it by, then a file per campaign.
 //!
 //! `KEEPMARK_CRASH=all` (`make crash`) strikes at every effect, both before and after; otherwise each campaign takes a share
-//! of them, another one each time. `KEEPMARK_CRASH_SEED` repeats a share.
+//! of them (`KEEPMARK_CRASH=N`: N strikes), another one each time. `KEEPMARK_CRASH_SEED` repeats a share.
 
 mod campaign;
 mod effect;
