@@ -94,7 +94,10 @@ pub(crate) fn attach(qmp: &mut Qmp, qom_path: &str, node: &str) -> Result<()> {
 
 pub(crate) fn delete_export(qmp: &mut Qmp, id: &str) -> Result<()> {
     qmp.run("block-export-del", json!({ "id": id, "mode": "hard" }))?;
-    qmp.wait_event("block-export-del", LET_GO, |event| event.name == "BLOCK_EXPORT_DELETED" && event.data["id"] == id).map(drop)
+    let gone = qmp.wait_event("block-export-del", LET_GO, |event| event.name == "BLOCK_EXPORT_DELETED" && event.data["id"] == id);
+    // Not as an unreachable QEMU: it may answer well, and the other steps are to be tried.
+    gone.map(drop)
+        .map_err(|_| Error::Job { job: id.to_owned(), message: format!("the export was not let go within {} s", LET_GO.as_secs()) })
 }
 
 pub(crate) fn end_job(qmp: &mut Qmp, id: &str) -> Result<()> {

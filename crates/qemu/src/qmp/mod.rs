@@ -48,6 +48,14 @@ impl Qmp {
     pub fn connect(socket: &Path, timeout: Duration) -> Result<Self> {
         let peer = socket.display().to_string();
         let stream = UnixStream::connect(socket).map_err(|source| Error::Connect { peer: peer.clone(), source })?;
+        Self::over(stream, peer, timeout)
+    }
+
+    /// Negotiates over a connection that is there already; `peer` is what it is called in errors.
+    ///
+    /// # Errors
+    /// When nobody answers in time, or the answer is not QMP.
+    pub fn over(stream: UnixStream, peer: String, timeout: Duration) -> Result<Self> {
         stream.set_write_timeout(Some(timeout)).map_err(|source| Error::Connect { peer: peer.clone(), source })?;
         let (lines, events, version) = (Lines::default(), VecDeque::new(), Version::default());
         let mut qmp = Self { stream, peer, lines, events, next_id: 0, timeout, version };
