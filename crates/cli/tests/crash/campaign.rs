@@ -25,7 +25,7 @@ fn pick(effects: &[String], share: usize, seed: usize) -> Vec<Cut> {
     effects.iter().enumerate().for_each(|(number, name)| named.entry(name).or_default().push(number));
     let groups: Vec<Vec<usize>> = named.into_values().collect();
     // A step that shares no factor with the number of names comes to all of them, and not to neighbours first.
-    let step = [7, 5, 3, 1].into_iter().find(|step| groups.len() % step != 0).unwrap_or(1);
+    let step = [7, 5, 3, 1].into_iter().find(|step| !groups.len().is_multiple_of(*step)).unwrap_or(1);
     let pick = |turn: usize| {
         let group = &groups[(seed + turn * step) % groups.len()];
         let number = group[(seed / 7 + turn * 13) % group.len()];

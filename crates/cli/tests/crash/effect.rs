@@ -129,8 +129,8 @@ impl Call {
         let mut done = 0;
         // What lies behind the last mapped page cannot be read; then a part is all there is.
         while done < bytes.len() {
-            let to_page_end = 4096 - (address as usize + done) % 4096;
-            let end = bytes.len().min(done + to_page_end);
+            let to_page_end = 4096 - (address + done as u64) % 4096;
+            let end = bytes.len().min(done + usize::try_from(to_page_end).unwrap_or_default());
             match memory.read_at(&mut bytes[done..end], address + done as u64) {
                 Ok(count) if count > 0 => done += count,
                 _ => break,

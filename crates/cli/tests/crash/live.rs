@@ -45,7 +45,7 @@ impl Writes {
         let (name, mib) = DISKS[usize::from(number == 0)];
         let (offset, length) = (offset * 4096 % (mib * MIB - MIB), 4096 << (random >> 40 & 3));
         let device = if name == "vda" { "/machine/peripheral/vda/virtio-backend" } else { "/machine/peripheral/sdb" };
-        let what = if self.done % 16 == 0 {
+        let what = if self.done.is_multiple_of(16) {
             format!("discard {offset} {length}")
         } else {
             format!("write -P {} {offset} {length}", self.done % 251 + 1)
