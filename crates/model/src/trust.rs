@@ -209,9 +209,11 @@ fn missing(disk: &DiskFacts) -> Doubt {
 
 /// A frozen layer below a snapshot still reports `recording` although nothing can be written there.
 fn believable(bitmap: &BitmapFacts) -> Result<(), Doubt> {
+    // QEMU never reports an inconsistent one as recording.
+    let disabled = !bitmap.recording && !bitmap.inconsistent;
     if bitmap.inconsistent && !broken(Rule::Inconsistent) {
         Err(Doubt::Inconsistent)
-    } else if !bitmap.recording && !(broken(Rule::Disabled) || bitmap.inconsistent) {
+    } else if disabled && !broken(Rule::Disabled) {
         Err(Doubt::Disabled)
     } else if bitmap.busy && !broken(Rule::Busy) {
         Err(Doubt::Busy)

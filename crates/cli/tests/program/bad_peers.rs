@@ -80,7 +80,10 @@ fn monitors_that_talk_rubbish_are_13() {
 fn a_monitor_that_greets_and_falls_silent_is_13() {
     let lab = Lab::new();
     let socket = lab.path("greets");
-    greet(socket.clone(), b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 10, \"minor\": 0, \"micro\": 2}}, \"capabilities\": []}}\r\n".to_vec());
+    greet(
+        socket.clone(),
+        b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 10, \"minor\": 0, \"micro\": 2}}, \"capabilities\": []}}\r\n".to_vec(),
+    );
     assert_says(&assert_unreachable(&lab, &socket), &["did not answer qmp_capabilities"]);
 }
 

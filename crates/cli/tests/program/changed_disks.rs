@@ -102,7 +102,10 @@ fn an_external_snapshot_is_noticed() {
     let mut qemu = lab.one_disk();
     lab.keepmark.backup(&qemu.vm(), &[]);
     let overlay = lab.path("overlay.qcow2");
-    qemu.qmp("blockdev-snapshot-sync", json!({"node-name": "node-vda", "snapshot-node-name": "top", "snapshot-file": overlay, "format": "qcow2"}));
+    qemu.qmp(
+        "blockdev-snapshot-sync",
+        json!({"node-name": "node-vda", "snapshot-node-name": "top", "snapshot-file": overlay, "format": "qcow2"}),
+    );
     qemu.write("vda", 8, 0, MIB);
     let witness = Witness::hold(&mut qemu, &lab.path("w"));
     let after = lab.keepmark.backup(&qemu.vm(), &[]);

@@ -1,6 +1,7 @@
 //! End-to-end tests of the built program: real QEMU, real images, stock restic; one file per theme.
 //!
 //! `lab` has what all share. Read `round_trip` first: it is the main job from beginning to end.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption is a failed test")]
 
 mod bad_guests;
 mod bad_peers;

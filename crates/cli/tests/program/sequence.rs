@@ -19,7 +19,10 @@ fn running_and_powered_off_are_one_sequence_by_uuid() {
     let builder = qemu.quit();
     let image = lab.path("vda.qcow2");
     let off = lab.keepmark.backup(&image_vm("vda", &image), &["--uuid", UUID, "--name", "test-vm"]);
-    assert_eq!((kind(&off), disk(&off, "vda")["dirty_bytes"].as_u64(), off["consistency"].as_str()), ("incremental", Some(MIB), Some("application")));
+    assert_eq!(
+        (kind(&off), disk(&off, "vda")["dirty_bytes"].as_u64(), off["consistency"].as_str()),
+        ("incremental", Some(MIB), Some("application"))
+    );
     image::assert_same(&lab.restore(id(&off), "off").join("vda.raw"), Format::Raw, &image, Format::Qcow2);
     let mut qemu: Qemu = builder.start();
     qemu.write("vda", 4, 2 * MIB, MIB);
