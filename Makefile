@@ -13,7 +13,7 @@ export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: crash help deps bench-deps build lint test demo bench bench-growth fuzz clean
+.PHONY: crash simulate sabotage help deps bench-deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ bench-growth: build ## how the cost of an incremental grows with the disk and wi
 
 crash: build ## kill keepmark, QEMU and the store's disk at every effect (as root; an hour; `make test` takes a share)
 	KEEPMARK_CRASH=all $(CARGO) test --release -p keepmark --test crash -- --nocapture
+
+simulate: ## SEEDS=N [SEED=S]: simulated histories with faults at every effect; a failing one is told in words
+	$(CARGO) run --release -p keepmark-engine --example simulate -- $(or $(SEEDS),1000) $(SEED)
+
+sabotage: ## break one rule after the other and count the histories until the simulation notices
+	$(CARGO) run --release -p keepmark-engine --features sabotage --example sabotage
 
 fuzz: ## longer property tests of everything that is parsed from outside
 	PROPTEST_CASES=20000 $(CARGO) test --release -p keepmark-nbd -p keepmark-model --lib

@@ -146,6 +146,7 @@ impl World {
         done
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the other kinds happen to VMs and disks")]
     fn happen_to_store(&mut self, event: Event) -> bool {
         let store = usize::from(event.disk) % self.stores.len();
         match event.kind {
@@ -165,6 +166,7 @@ impl World {
         true
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the other kinds happen to stores and disks")]
     fn happen_to_machine(&mut self, index: usize, event: Event) -> bool {
         if event.kind == EventKind::Clone {
             return self.clone_machine(index);
@@ -208,6 +210,7 @@ impl World {
         true
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the other kinds happen to stores and VMs, or cannot happen now")]
     fn happen_to_disk(&mut self, index: usize, event: Event) -> bool {
         let (version, path) = (self.fresh(), self.fresh());
         let content = if event.kind == EventKind::Restore { self.old_content(index, event) } else { None };
@@ -372,9 +375,11 @@ fn restore(disk: &mut SimDisk, content: &[u32]) {
     }
 }
 
-/// Another tool touches one of our bitmaps on the active image.
+/// Another tool touches one of our bitmaps: on the active image, or on any image while none is open.
+#[expect(clippy::wildcard_enum_match_arm, reason = "only five kinds meddle")]
 fn meddle(disk: &mut SimDisk, live: bool, event: Event) -> bool {
-    let bitmaps = &mut disk.layers[0].bitmaps;
+    let layer = if live { 0 } else { usize::from(event.b) % disk.layers.len() };
+    let bitmaps = &mut disk.layers[layer].bitmaps;
     let ours: Vec<usize> = (0..bitmaps.len()).filter(|&place| bitmaps[place].name.starts_with("km1-")).collect();
     let Some(&place) = ours.get(usize::from(event.a) % ours.len().max(1)) else { return false };
     let bitmap = &mut bitmaps[place];

@@ -95,7 +95,11 @@ fn order(rng: &mut Rng, quiet: u32) -> Order {
         faults.push((rng.below(EFFECTS), Fault::Happen(Event { kind, ..event(rng, 3) })));
     }
     if rng.below(8) >= quiet + 3 {
-        faults.push((near(rng), Fault::Happen(event(rng, 0))));
+        let (when, event) = (near(rng), event(rng, 0));
+        faults.push((when, Fault::Happen(event)));
+        if rng.one_in(2) {
+            faults.push((when, Fault::Happen(Event { kind: EventKind::Write, a: rng.byte(), ..event })));
+        }
     }
     match rng.below(12) {
         0 | 1 => faults.push((near(rng), Fault::Kill)),
@@ -117,8 +121,8 @@ fn order(rng: &mut Rng, quiet: u32) -> Order {
     }
 }
 
-/// An effect; short runs have few, so early ones come more often.
+/// An effect; short runs have few, and the first ten lead to the frozen point, so early ones come more often.
 fn near(rng: &mut Rng) -> u32 {
-    let limit = 1 + rng.below(EFFECTS);
+    let limit = if rng.one_in(2) { 10 } else { 1 + rng.below(EFFECTS) };
     rng.below(limit)
 }

@@ -58,7 +58,7 @@ impl SimVm {
         let late = self.transact(request)?;
         self.resume()?;
         if let Some(checkpoint) = &late {
-            lock(&self.world).machines[self.machine].start_checkpoint(request, checkpoint)?;
+            self.effect()?.machines[self.machine].start_checkpoint(request, checkpoint)?;
         }
         self.effect().map(drop)
     }
@@ -137,6 +137,7 @@ impl Hypervisor for SimVm {
             return Ok(Vec::new());
         }
         machine.thaw();
+        machine.leftovers.orphans = false;
         Ok(vec!["filters and exports".to_owned()])
     }
 

@@ -14,13 +14,15 @@ pub struct Leftovers {
     pub nodes: bool,
     /// The processors stand still because keepmark stopped them.
     pub paused: bool,
+    /// Filters, scratch images and exports of a dead run, under names of their own.
+    pub orphans: bool,
 }
 
 impl Leftovers {
     /// Whether there is anything.
     #[must_use]
     pub fn any(self) -> bool {
-        self.nodes || self.paused
+        self.nodes || self.paused || self.orphans
     }
 }
 
@@ -135,6 +137,7 @@ impl Machine {
             self.power = Power::Running;
             self.leftovers.paused = false;
         }
+        self.leftovers.orphans |= std::mem::take(&mut self.leftovers.nodes);
         match self.opened {
             Some(_) if in_order => self.close(),
             Some(_) => self.crash(),
@@ -143,12 +146,13 @@ impl Machine {
         self.frozen = None;
     }
 
-    /// What was made for a frozen moment goes.
+    /// What was made for a frozen moment goes; what a dead run left does not.
     pub fn thaw(&mut self) {
         if self.leftovers.paused {
             self.power = Power::Running;
         }
-        (self.leftovers, self.frozen) = (Leftovers::default(), None);
+        let orphans = self.leftovers.orphans;
+        (self.leftovers, self.frozen) = (Leftovers { orphans, ..Leftovers::default() }, None);
     }
 
     /// Something happened to a disk, or to all, that may cost an incremental.

@@ -83,15 +83,16 @@ fn disk(rng: &mut Rng, number: u32) -> SimDisk {
     let names = ["vda", "vdb", "vdc"];
     let name = names.get(number as usize).and_then(|name| DiskName::new(name).ok());
     let mut disk = SimDisk {
-        name: name.unwrap_or_else(|| unreachable_name()),
+        name: name.unwrap_or_else(unreachable_name),
         layers: vec![Layer::new(1_000_000 + number, format, cluster, atoms.min(ATOMS_MAX))],
         attached: true,
         granularity: 1 << rng.below(5),
         copies: Vec::new(),
     };
+    // Few different values: disks that were made alike hold the same in many places.
     for _ in 0..rng.below(4) {
         let start = rng.below(32) as usize % disk.atoms();
-        disk.write(start, start + 1 + rng.below(12) as usize, 2_000_000 + rng.below(1000));
+        disk.write(start, start + 1 + rng.below(12) as usize, 2_000_000 + rng.below(3));
     }
     disk
 }
@@ -196,8 +197,8 @@ impl Before {
             return None;
         }
         let needed: Vec<&str> = machine.attached().filter_map(|disk| store.newest_checkpoint(&disk.name)).collect();
-        let active = machine.attached().flat_map(|disk| &disk.layers[0].bitmaps);
-        let surplus = active.filter(|bitmap| is_for(&bitmap.name, &store.id) && !needed.contains(&bitmap.name.as_str())).next()?;
+        let mut active = machine.attached().flat_map(|disk| &disk.layers[0].bitmaps);
+        let surplus = active.find(|bitmap| is_for(&bitmap.name, &store.id) && !needed.contains(&bitmap.name.as_str()))?;
         Some(format!("checkpoint {} is needed by nothing and still there", surplus.name))
     }
 
@@ -206,8 +207,8 @@ impl Before {
         let newest = world.stores[self.store].backups.last()?;
         // A clock that was set back makes an older bitmap look younger: a doubt, and a resync that nothing needed.
         let excused = |disk: &&ManifestDisk| world.set_back && disk.reason.contains("cleared or paused");
-        let disks = newest.backup.manifest.disks.iter().filter(|disk| order.kind == WantedKind::Auto && !excused(disk));
-        let lost = disks.filter(|disk| disk.base.is_none() && self.smooth.contains(&disk.name)).next()?;
+        let mut disks = newest.backup.manifest.disks.iter().filter(|disk| order.kind == WantedKind::Auto && !excused(disk));
+        let lost = disks.find(|disk| disk.base.is_none() && self.smooth.contains(&disk.name))?;
         Some(format!("disk {} could have been captured incrementally, but: {}", lost.name, lost.reason))
     }
 }
