@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn sizes_and_spans_read_well() {
-        for (bytes, expected) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (8 << 30, "8.0 GiB"), (u64::MAX, "16384.0 PiB")] {
+        for (bytes, expected) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (8 << 30, "8.0 GiB"), (u64::MAX, "16383.9 PiB")] {
             assert_eq!(size(bytes), expected);
         }
         for (seconds, expected) in [(3, "3 s"), (184, "3 min 4 s"), (7500, "2 h 5 min")] {
