@@ -13,13 +13,14 @@ use keepmark_testkit::sim::{BREAKS, Break};
 const SEEDS_MAX: u64 = 10_000;
 
 /// Rules of the derivation and of the engine, in words.
-const RULES: [(Rule, &str); 13] = [
+const RULES: [(Rule, &str); 14] = [
     (Rule::Inconsistent, "trust an inconsistent bitmap"),
     (Rule::Disabled, "trust a disabled bitmap"),
     (Rule::Busy, "treat a busy bitmap as fine"),
     (Rule::Overlay, "trust a bitmap that only a lower layer has"),
     (Rule::Gap, "ignore a gap in the backing chain"),
     (Rule::Swapped, "ignore that two disks changed places"),
+    (Rule::Origin, "ignore that the bitmap's first image is gone"),
     (Rule::Growth, "ignore growth"),
     (Rule::Rounding, "drop the rounding to chunks"),
     (Rule::Allocation, "skip the allocation check"),

@@ -18,6 +18,8 @@ pub enum Rule {
     Shrunk,
     /// An image that was another disk's is not built upon.
     Swapped,
+    /// The lowest image that has the bitmap must be the one in which it began.
+    Origin,
     /// What lies beyond the size at the checkpoint counts as changed.
     Growth,
     /// What changed is rounded out to chunks.

@@ -186,7 +186,7 @@ fn began_here(disk: &DiskFacts, then: &ManifestDisk, checkpoint: &CheckpointName
     let has_bitmap = |layer: &&LayerFacts| layer.bitmaps.iter().any(|bitmap| bitmap.name == checkpoint.as_str());
     let lowest = disk.layers.iter().rfind(has_bitmap).filter(|layer| !layer.image.is_empty() && !then.image.is_empty());
     let Some(lowest) = lowest else { return Ok(()) };
-    if file_name(&lowest.image) == file_name(&then.image) {
+    if file_name(&lowest.image) == file_name(&then.image) || broken(Rule::Origin) {
         return Ok(());
     }
     Err(Doubt::OtherImage { then: then.image.clone(), now: lowest.image.clone() })

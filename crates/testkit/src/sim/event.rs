@@ -216,7 +216,8 @@ impl World {
         let content = if event.kind == EventKind::Restore { self.old_content(index, event) } else { None };
         let machine = &mut self.machines[index];
         let place = usize::from(event.disk) % machine.disks.len();
-        let sibling = machine.disks[(place + 1) % machine.disks.len()].layers.clone();
+        let sibling = &machine.disks[(place + 1) % machine.disks.len()];
+        let sibling = sibling.copied(sibling.attached && machine.is_open());
         let (power, free, attached) = (machine.power, machine.is_free(), machine.attached().count());
         let disk = &mut machine.disks[place];
         let name = disk.name.clone();

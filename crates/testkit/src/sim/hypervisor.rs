@@ -19,6 +19,8 @@ pub struct SimVm {
     world: Shared,
     machine: usize,
     process: u32,
+    // What was reported last of each disk: its images, from the active one down.
+    reported: Vec<(DiskName, Vec<u32>)>,
 }
 
 fn failed(why: impl Into<String>) -> Failure {
@@ -41,7 +43,7 @@ impl SimVm {
             }
             machine.process
         };
-        Self { world: Arc::clone(world), machine, process }
+        Self { world: Arc::clone(world), machine, process, reported: Vec::new() }
     }
 
     /// The next effect, on a VM that is still the one that was connected to.
@@ -78,6 +80,11 @@ impl SimVm {
         let (top_only, blind) = (world.breaks(Break::TopLayerOnly), world.breaks(Break::NoSecondLook));
         let late = world.breaks(Break::PointThenBitmap).then(|| request.checkpoint.clone()).flatten();
         let machine = &mut world.machines[self.machine];
+        let is_as_reported = |disk: &SimDisk| self.reported.iter().any(|(name, images)| *name == disk.name && *images == paths(disk));
+        let wanted = |disk: &&SimDisk| request.disks.iter().any(|wanted| wanted.name == disk.name && wanted.since.is_some());
+        if !blind && !machine.attached().filter(wanted).all(is_as_reported) {
+            return Err(failed("the images of a disk are no longer those that were reported"));
+        }
         let frozen: Vec<FrozenCopy> = request.disks.iter().map(|wanted| machine.freeze(wanted, top_only, blind)).collect::<Result<_>>()?;
         if machine.power == Power::Off && request.checkpoint.is_some() {
             machine.opened = Some(true);
@@ -119,14 +126,18 @@ impl Hypervisor for SimVm {
     fn facts(&mut self) -> Result<VmFacts> {
         let world = self.effect()?;
         let machine = &world.machines[self.machine];
-        Ok(VmFacts {
+        let reported = machine.attached().map(|disk| (disk.name.clone(), paths(disk))).collect();
+        let facts = VmFacts {
             identity: VmIdentity { name: "vm".to_owned(), uuid: None },
             power: machine.power,
             hypervisor: "simulation".to_owned(),
             disks: machine.attached().map(disk_facts).collect(),
             skipped: Vec::new(),
             agent: false,
-        })
+        };
+        drop(world);
+        self.reported = reported;
+        Ok(facts)
     }
 
     fn clean_up(&mut self) -> Result<Vec<String>> {
@@ -245,6 +256,10 @@ fn disk_facts(disk: &SimDisk) -> DiskFacts {
         persistence,
         layers: disk.layers.iter().map(layer_facts).collect(),
     }
+}
+
+fn paths(disk: &SimDisk) -> Vec<u32> {
+    disk.layers.iter().map(|layer| layer.path).collect()
 }
 
 fn image(layer: &Layer) -> String {
