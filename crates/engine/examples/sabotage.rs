@@ -1,5 +1,7 @@
 //! `make sabotage`: breaks one rule after the other and counts the histories until the simulation notices; `stories` tells how.
 
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
 #[path = "../tests/driver/mod.rs"]
 mod driver;
 

@@ -1,5 +1,7 @@
 //! `make simulate SEEDS=N [SEED=S]`: plays N histories from seed S on, and tells the smallest story of one that fails.
 
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
 #[path = "../tests/driver/mod.rs"]
 mod driver;
 

@@ -1,7 +1,7 @@
 //! The engine on the simulation: one history, many on all processors, and the smallest story of one that fails.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use keepmark_engine::Surroundings;
@@ -61,6 +61,7 @@ pub struct Campaign {
 }
 
 /// What a campaign found.
+#[derive(Default)]
 pub struct Found {
     /// Histories that were played.
     pub histories: u64,
@@ -75,40 +76,41 @@ pub struct Found {
 impl Campaign {
     /// Plays the histories on all processors, until one fails.
     pub fn run(&self) -> Found {
-        let (started, next) = (Instant::now(), AtomicU64::new(0));
-        let found = Mutex::new((0, Stats::default(), None));
+        let (started, next, found) = (Instant::now(), AtomicU64::new(0), Mutex::new(Found::default()));
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| self.work(started, &next, &found));
             }
         });
-        let (histories, stats, failure) = found.into_inner().unwrap();
-        Found { histories, stats, failure, elapsed: started.elapsed() }
+        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Found { elapsed: started.elapsed(), ..found }
     }
 
-    fn work(&self, started: Instant, next: &AtomicU64, found: &Mutex<(u64, Stats, Option<(u64, String)>)>) {
+    fn work(&self, started: Instant, next: &AtomicU64, found: &Mutex<Found>) {
+        let found = || found.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let over = self.longest.is_some_and(|longest| started.elapsed() > longest);
-            if number >= self.seeds || over || found.lock().unwrap().2.is_some() {
+            if number >= self.seeds || over || found().failure.is_some() {
                 return;
             }
             let seed = self.first.wrapping_add(number);
-            let outcome = play_seed(seed, self.broken);
-            let mut found = found.lock().unwrap();
-            found.0 += 1;
-            found.1.add(&outcome.stats);
-            if let Some((_, what)) = outcome.violation
-                && found.2.as_ref().is_none_or(|(known, _)| seed < *known)
-            {
-                found.2 = Some((seed, what));
-            }
+            found().take(seed, play_seed(seed, self.broken));
         }
     }
 }
 
 impl Found {
+    fn take(&mut self, seed: u64, outcome: Outcome) {
+        self.histories += 1;
+        self.stats.add(&outcome.stats);
+        let is_lowest = self.failure.as_ref().is_none_or(|(known, _)| seed < *known);
+        if let Some((_, what)) = outcome.violation.filter(|_| is_lowest) {
+            self.failure = Some((seed, what));
+        }
+    }
+
     /// The numbers, in one sentence each.
     pub fn summary(&self) -> String {
         let Stats { steps, runs, effects, killed, failed, full, incremental, resync, contradicted, audit_only, compared } = self.stats;
