@@ -41,7 +41,7 @@ apt_get() {
 check_rust() {
   local have
   have=$(cargo --version 2>/dev/null | cut -d' ' -f2) ||
-    fail "cargo is not installed" "install Rust $rust_min or newer from https://rustup.rs, then run 'make deps' again"
+    fail "cargo is not installed" "install Rust $rust_min or newer with rustup, then run 'make deps' again"
   [ "$(printf '%s\n' "$rust_min" "$have" | sort -V | head -n1)" = "$rust_min" ] ||
     fail "cargo $have is too old, $rust_min is needed" "rustup update stable"
 }
