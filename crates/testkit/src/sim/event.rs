@@ -379,7 +379,8 @@ fn restore(disk: &mut SimDisk, content: &[u32]) {
 /// Another tool touches one of our bitmaps: on the active image, or on any image while none is open.
 #[expect(clippy::wildcard_enum_match_arm, reason = "only five kinds meddle")]
 fn meddle(disk: &mut SimDisk, live: bool, event: Event) -> bool {
-    let layer = if live { 0 } else { usize::from(event.b) % disk.layers.len() };
+    // With several images below, one in the middle is the interesting one.
+    let layer = if live { 0 } else { usize::from(event.b) % disk.layers.len().min(2) };
     let bitmaps = &mut disk.layers[layer].bitmaps;
     let ours: Vec<usize> = (0..bitmaps.len()).filter(|&place| bitmaps[place].name.starts_with("km1-")).collect();
     let Some(&place) = ours.get(usize::from(event.a) % ours.len().max(1)) else { return false };

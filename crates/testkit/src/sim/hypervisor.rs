@@ -9,7 +9,7 @@ use keepmark_model::seam::{FrozenDisk, FrozenPoint, Hypervisor, Moment, PointDis
 use keepmark_model::{CheckpointName, DiskName, Extent, Extents, Failure, FailureClass, Size, VmIdentity};
 
 use super::image::{ATOM, Bitmap, Format, Layer, Mask, SimDisk, mask};
-use super::machine::{FrozenCopy, Machine};
+use super::machine::{FIRST_IMAGE, FrozenCopy, Machine};
 use super::store::encode;
 use super::world::{Break, Shared, World, lock};
 
@@ -84,6 +84,16 @@ impl SimVm {
         let wanted = |disk: &&SimDisk| request.disks.iter().any(|wanted| wanted.name == disk.name && wanted.since.is_some());
         if !blind && !machine.attached().filter(wanted).all(is_as_reported) {
             return Err(failed("the images of a disk are no longer those that were reported"));
+        }
+        let doubted = machine
+            .attached()
+            .filter(wanted)
+            .any(|disk| request.disks.iter().any(|wanted| wanted.name == disk.name && !still_recorded(disk, wanted)));
+        if doubted && !blind {
+            let meddled = machine.bitmaps().any(|bitmap| bitmap.missed != 0);
+            // A pause of the bitmap by another tool may show only now; without one nothing can have changed since the plan.
+            world.run.iter_mut().for_each(|run| run.disturbed |= meddled);
+            return Err(failed("the bitmaps of this checkpoint are no longer complete"));
         }
         let frozen: Vec<FrozenCopy> = request.disks.iter().map(|wanted| machine.freeze(wanted, top_only, blind)).collect::<Result<_>>()?;
         if machine.power == Power::Off && request.checkpoint.is_some() {
@@ -190,7 +200,9 @@ impl Machine {
         let (mut dirty, mut missed) = (None, 0);
         if let Some(since) = &wanted.since {
             let carriers: Vec<&Bitmap> = disk.layers.iter().filter_map(|layer| layer.bitmap(since.as_str())).collect();
-            second_look(disk, since, carriers.len(), blind)?;
+            if carriers.is_empty() {
+                return Err(failed("there is no bitmap of this checkpoint"));
+            }
             if carriers.iter().any(|bitmap| bitmap.busy || bitmap.inconsistent && !blind) {
                 return Err(failed("a bitmap is in use or inconsistent"));
             }
@@ -233,12 +245,8 @@ impl Machine {
 }
 
 /// What was judged before the point must still hold at the point: a snapshot may have come in between.
-fn second_look(disk: &SimDisk, since: &CheckpointName, carriers: usize, blind: bool) -> Result<()> {
-    if carriers == 0 {
-        return Err(failed("there is no bitmap of this checkpoint"));
-    }
-    let unbroken = keepmark_model::trust::recorded(&disk_facts(disk), since).is_ok();
-    if unbroken || blind { Ok(()) } else { Err(failed("the bitmaps of this checkpoint are no longer complete")) }
+fn still_recorded(disk: &SimDisk, wanted: &PointDisk) -> bool {
+    wanted.since.as_ref().is_none_or(|since| keepmark_model::trust::recorded(&disk_facts(disk), since).is_ok())
 }
 
 fn disk_facts(disk: &SimDisk) -> DiskFacts {
@@ -262,8 +270,10 @@ fn paths(disk: &SimDisk) -> Vec<u32> {
     disk.layers.iter().map(|layer| layer.path).collect()
 }
 
+/// The first images of all disks have the same file name in different folders.
 fn image(layer: &Layer) -> String {
-    format!("/{}", layer.path)
+    let file = if layer.path >= FIRST_IMAGE { "disk".to_owned() } else { layer.path.to_string() };
+    format!("/{}/{file}", layer.path)
 }
 
 fn layer_facts(layer: &Layer) -> LayerFacts {

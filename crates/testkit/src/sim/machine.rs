@@ -7,6 +7,9 @@ use keepmark_model::{DiskName, Size};
 
 use super::image::{ATOM, Bitmap, Format, Layer, Mask, SimDisk};
 
+/// Paths of the images that a VM is made with are not below this.
+pub const FIRST_IMAGE: u32 = 1_000_000;
+
 /// What a run of keepmark has in QEMU; gone with QEMU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Leftovers {

@@ -14,7 +14,7 @@ use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId};
 use super::history::{Order, Step};
 use super::hypervisor::SimVm;
 use super::image::{ATOMS_MAX, Format, Layer, SimDisk};
-use super::machine::Machine;
+use super::machine::{FIRST_IMAGE, Machine};
 use super::rng::Rng;
 use super::store::{Published, SimStore, StoreState};
 use super::world::{Break, Run, Shared, Stats, World, lock};
@@ -84,7 +84,7 @@ fn disk(rng: &mut Rng, number: u32) -> SimDisk {
     let name = names.get(number as usize).and_then(|name| DiskName::new(name).ok());
     let mut disk = SimDisk {
         name: name.unwrap_or_else(unreachable_name),
-        layers: vec![Layer::new(1_000_000 + number, format, cluster, atoms.min(ATOMS_MAX))],
+        layers: vec![Layer::new(FIRST_IMAGE + number, format, cluster, atoms.min(ATOMS_MAX))],
         attached: true,
         granularity: 1 << rng.below(5),
         copies: Vec::new(),
