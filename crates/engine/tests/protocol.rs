@@ -9,6 +9,7 @@ use keepmark_model::manifest::{Consistency, Kind, MANIFEST_VERSION, Manifest, Ma
 use keepmark_model::plan::{Hold, obsolete_checkpoints};
 use keepmark_model::trust::{Verdict, judge};
 use keepmark_model::{BackupId, CheckpointName, ChunkSize, DiskName, Size, StoreId, VmIdentity};
+use keepmark_testkit::OrFail;
 use stateright::{Checker, Model, Property};
 
 /// Blocks of the disk.
@@ -48,11 +49,20 @@ struct Backup {
 enum Run {
     Idle,
     /// It has looked and decided; nothing has happened.
-    Planned { base: Option<usize> },
+    Planned {
+        base: Option<usize>,
+    },
     /// The point is fixed and its checkpoint recording.
-    Fixed { base: Option<usize>, checkpoint: u8, delta: u8, frozen: [u8; 2] },
+    Fixed {
+        base: Option<usize>,
+        checkpoint: u8,
+        delta: u8,
+        frozen: [u8; 2],
+    },
     /// The backup exists; what nothing needs is still there.
-    Published { listed: Vec<usize> },
+    Published {
+        listed: Vec<usize>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +96,7 @@ fn name(number: u8) -> CheckpointName {
 }
 
 fn time(number: u8) -> Timestamp {
-    Timestamp::from_second(1_800_000_000 + i64::from(number)).unwrap()
+    Timestamp::from_second(1_800_000_000 + i64::from(number)).or_fail("a time")
 }
 
 fn disk_facts(world: &World) -> DiskFacts {
@@ -101,7 +111,7 @@ fn disk_facts(world: &World) -> DiskFacts {
     };
     let layer = LayerFacts { image: "/a.qcow2".into(), bitmaps: world.bitmaps.iter().map(bitmap).collect() };
     DiskFacts {
-        name: DiskName::new("vda").unwrap(),
+        name: DiskName::new("vda").or_fail("a name"),
         size: Size(u64::from(BLOCKS) * BLOCK),
         format: "qcow2".into(),
         cluster_size: None,
@@ -113,7 +123,7 @@ fn disk_facts(world: &World) -> DiskFacts {
 
 fn stored(place: usize, backup: &Backup) -> StoredBackup {
     let disk = ManifestDisk {
-        name: DiskName::new("vda").unwrap(),
+        name: DiskName::new("vda").or_fail("a name"),
         size: Size(u64::from(BLOCKS) * BLOCK),
         kind: Kind::Full,
         reason: String::new(),

@@ -65,7 +65,26 @@ pub fn history(seed: u64) -> Vec<Step> {
     let mut rng = Rng::new(seed);
     // Some histories are quiet, so that long sequences of incrementals come about; some are wild.
     let quiet = rng.below(4);
-    (0..STEPS).map(|_| step(&mut rng, quiet)).collect()
+    let mut steps: Vec<Step> = (0..STEPS).map(|_| step(&mut rng, quiet)).collect();
+    set_trap(&mut steps, &mut Rng::new(seed.rotate_left(32)));
+    steps
+}
+
+/// What chance alone hardly ever brings about, laid into one history of sixteen: two overlays with bitmaps of the same names, and
+/// the one in the middle loses its bitmap.
+fn set_trap(steps: &mut [Step], rng: &mut Rng) {
+    use EventKind::{ManagedSnapshot, PowerOff, PowerOn, RemoveOurs, Write};
+    if !rng.one_in(16) {
+        return;
+    }
+    let (start, disk, store) = (rng.below(100) as usize, rng.byte(), rng.byte());
+    let backup =
+        |audit| Step::Backup(Order { machine: 0, store, kind: WantedKind::Auto, checkpoint: true, only: None, audit, faults: Vec::new() });
+    let kinds = [PowerOn, Write, ManagedSnapshot, Write, Write, ManagedSnapshot, PowerOff, RemoveOurs];
+    let events = kinds.map(|kind| Step::Happen(Event { kind, machine: 0, disk, a: rng.byte(), b: rng.byte() | 1 }));
+    let [power_on, others @ ..] = events;
+    let trap = [power_on, backup(AuditWish::Default)].into_iter().chain(others).chain([backup(AuditWish::Off)]);
+    steps[start..].iter_mut().zip(trap).for_each(|(step, set)| *step = set);
 }
 
 fn step(rng: &mut Rng, quiet: u32) -> Step {

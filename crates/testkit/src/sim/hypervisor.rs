@@ -91,7 +91,8 @@ impl SimVm {
             .any(|disk| request.disks.iter().any(|wanted| wanted.name == disk.name && !still_recorded(disk, wanted)));
         if doubted && !blind {
             let meddled = machine.bitmaps().any(|bitmap| bitmap.missed != 0);
-            // A pause of the bitmap by another tool may show only now; without one nothing can have changed since the plan.
+            // That another tool paused the bitmap may show only now, by what a guest wrote since the plan; whatever else can show
+            // only now has disturbed the run itself.
             world.run.iter_mut().for_each(|run| run.disturbed |= meddled);
             return Err(failed("the bitmaps of this checkpoint are no longer complete"));
         }
