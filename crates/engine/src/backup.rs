@@ -221,6 +221,7 @@ impl Run<'_> {
             format: facts.format.clone(),
             cluster_size: facts.cluster_size,
             image: facts.image.clone(),
+            backing: facts.layers.iter().skip(1).map(|below| below.image.clone()).collect(),
             chunk_size: self.chunk_size(planned),
             checkpointed,
             base: captured.base,

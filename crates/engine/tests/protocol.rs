@@ -130,6 +130,7 @@ fn stored(place: usize, backup: &Backup) -> StoredBackup {
         format: "qcow2".into(),
         cluster_size: None,
         image: "/a.qcow2".into(),
+        backing: Vec::new(),
         chunk_size: ChunkSize::DEFAULT,
         checkpointed: true,
         base: None,

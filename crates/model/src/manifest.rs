@@ -113,6 +113,9 @@ pub struct ManifestDisk {
     pub cluster_size: Option<u64>,
     /// Where the active image was.
     pub image: String,
+    /// Where the images below it were, from the top down.
+    #[serde(default)]
+    pub backing: Vec<String>,
     /// Size of its chunks in this store.
     pub chunk_size: ChunkSize,
     /// Whether the backup's checkpoint has a bitmap on this disk.
@@ -130,6 +133,14 @@ pub struct ManifestDisk {
     /// What the audit of an incremental covered and proved.
     #[serde(default)]
     pub audit: Option<AuditRecord>,
+}
+
+impl ManifestDisk {
+    /// Whether one of its images was at this place.
+    #[must_use]
+    pub fn had_image(&self, image: &str) -> bool {
+        self.image == image || self.backing.iter().any(|below| below == image)
+    }
 }
 
 /// A published backup.
@@ -196,6 +207,7 @@ pub(crate) mod tests {
                 format: "qcow2".into(),
                 cluster_size: Some(65_536),
                 image: "/images/web.qcow2".into(),
+                backing: vec!["/images/base.qcow2".into()],
                 chunk_size: ChunkSize::DEFAULT,
                 checkpointed: checkpoint.is_some(),
                 base: None,

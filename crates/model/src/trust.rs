@@ -123,7 +123,7 @@ pub fn judge(disk: &DiskFacts, sequence: &[StoredBackup]) -> Verdict {
     let Some((newest, _)) = of_disk().next() else { return Verdict::Unknown };
     let candidate = of_disk().find_map(|(backup, then)| Some((backup, then, checkpoint_of(backup, then)?)));
     let judged = candidate.ok_or(Doubt::NoCheckpoint).and_then(|(backup, then, checkpoint)| {
-        if let Some(other) = swapped(disk, backup).filter(|_| !broken(Rule::Swapped)) {
+        if let Some(other) = swapped(disk, then, backup).filter(|_| !broken(Rule::Swapped)) {
             return Err(Doubt::Swapped { other });
         }
         let dirty = complete_delta(disk, then, checkpoint)?;
@@ -135,10 +135,12 @@ pub fn judge(disk: &DiskFacts, sequence: &[StoredBackup]) -> Verdict {
     }
 }
 
-/// A checkpoint's bitmaps have one name on all disks, so only the images' places tell exchanged disks apart.
-fn swapped(disk: &DiskFacts, backup: &StoredBackup) -> Option<DiskName> {
-    let others = backup.manifest.disks.iter().filter(|other| other.name != disk.name && !other.image.is_empty());
-    others.into_iter().find(|other| disk.layers.iter().any(|layer| layer.image == other.image)).map(|other| other.name.clone())
+/// A checkpoint's bitmaps have one name on all disks, so only the images' places tell exchanged disks apart. Disks may share images.
+fn swapped(disk: &DiskFacts, then: &ManifestDisk, backup: &StoredBackup) -> Option<DiskName> {
+    let images = disk.layers.iter().map(|layer| layer.image.as_str());
+    let strange: Vec<&str> = images.filter(|image| !image.is_empty() && !then.had_image(image)).collect();
+    let mut others = backup.manifest.disks.iter().filter(|other| other.name != disk.name);
+    others.find(|other| strange.iter().any(|image| other.had_image(image))).map(|other| other.name.clone())
 }
 
 fn checkpoint_of<'a>(backup: &'a StoredBackup, disk: &ManifestDisk) -> Option<&'a CheckpointName> {
@@ -350,7 +352,13 @@ pub(crate) mod tests {
         both.manifest.disks.push(other);
         let mut exchanged = disk(&[&[bitmap(C1)]]);
         exchanged.layers[0].image = "/images/data.qcow2".into();
-        assert_eq!(doubt(&exchanged, std::slice::from_ref(&both)), Doubt::Swapped { other: DiskName::new("vdb").unwrap() });
+        let swapped = Doubt::Swapped { other: DiskName::new("vdb").unwrap() };
+        assert_eq!(doubt(&exchanged, std::slice::from_ref(&both)), swapped);
+        both.manifest.disks[1].image = "/images/snapshot.qcow2".into();
+        both.manifest.disks[1].backing = vec!["/images/data.qcow2".into()];
+        assert_eq!(doubt(&exchanged, std::slice::from_ref(&both)), swapped, "its snapshot was committed since");
+        both.manifest.disks[0].backing = vec!["/images/data.qcow2".into()];
+        assert!(!matches!(doubt(&exchanged, &[both]), Doubt::Swapped { .. }), "both were made from it");
     }
 
     #[test]

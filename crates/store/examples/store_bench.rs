@@ -135,6 +135,7 @@ fn backup(
         format: "raw".into(),
         cluster_size: None,
         image: String::new(),
+        backing: Vec::new(),
         chunk_size: ChunkSize::DEFAULT,
         checkpointed: false,
         base: base.cloned(),

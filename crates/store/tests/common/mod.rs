@@ -145,6 +145,7 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
                 format: "raw".into(),
                 cluster_size: None,
                 image: "none".into(),
+                backing: Vec::new(),
                 chunk_size: chunk_size(),
                 checkpointed: false,
                 base: base.cloned(),

@@ -381,12 +381,12 @@ fn restore(disk: &mut SimDisk, content: &[u32]) {
 fn meddle(disk: &mut SimDisk, live: bool, event: Event) -> bool {
     // With several images below, one in the middle is the interesting one.
     let layer = if live { 0 } else { usize::from(event.b) % disk.layers.len().min(2) };
-    let bitmaps = &mut disk.layers[layer].bitmaps;
+    let Layer { bitmaps, removed, .. } = &mut disk.layers[layer];
     let ours: Vec<usize> = (0..bitmaps.len()).filter(|&place| bitmaps[place].name.starts_with("km1-")).collect();
     let Some(&place) = ours.get(usize::from(event.a) % ours.len().max(1)) else { return false };
     let bitmap = &mut bitmaps[place];
     match event.kind {
-        EventKind::RemoveOurs if !bitmap.busy => drop(bitmaps.remove(place)),
+        EventKind::RemoveOurs if !bitmap.busy => removed.push(bitmaps.remove(place)),
         EventKind::DisableOurs if !bitmap.busy && !bitmap.inconsistent => bitmap.recording = false,
         EventKind::EnableOurs if !bitmap.busy && !bitmap.inconsistent => bitmap.recording = true,
         EventKind::ClearOurs if !bitmap.busy && !bitmap.inconsistent => {

@@ -98,13 +98,15 @@ pub struct Layer {
     pub cells: Vec<Cell>,
     /// Its bitmaps.
     pub bitmaps: Vec<Bitmap>,
+    /// The truth beside them: those of ours that another tool removed.
+    pub removed: Vec<Bitmap>,
 }
 
 impl Layer {
     /// An empty image.
     #[must_use]
     pub fn new(path: u32, format: Format, cluster: usize, atoms: usize) -> Self {
-        Self { path, format, cluster, cells: vec![Cell::Absent; atoms], bitmaps: Vec::new() }
+        Self { path, format, cluster, cells: vec![Cell::Absent; atoms], bitmaps: Vec::new(), removed: Vec::new() }
     }
 
     /// The bitmap of a name.
@@ -279,7 +281,12 @@ impl SimDisk {
         for bitmap in top.bitmaps.into_iter().filter(|_| managed && base.format == Format::Qcow2) {
             match base.bitmaps.iter_mut().find(|below| below.name == bitmap.name) {
                 Some(below) => (below.bits, below.missed) = (below.bits | bitmap.bits, below.missed | bitmap.missed),
-                None => base.bitmaps.push(Bitmap { stored: false, ..bitmap }),
+                // If another tool removed it here, what it had recorded is missed from now on, and nothing tells any more.
+                None => {
+                    let gone = base.removed.iter().filter(|gone| gone.name == bitmap.name);
+                    let missed = gone.fold(bitmap.missed, |all, gone| all | gone.bits | gone.missed);
+                    base.bitmaps.push(Bitmap { stored: false, missed, ..bitmap });
+                }
             }
         }
         true
