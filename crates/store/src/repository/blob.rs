@@ -1,5 +1,7 @@
 //! A blob on its way into a pack and out of it: compressed where that pays, sealed, bounded when it is unpacked.
 
+use std::io::Cursor;
+
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::error::{Error, Result};
@@ -10,8 +12,6 @@ use crate::repository::id::{BlobKind, Id};
 pub const BLOB_BYTES_MAX: u32 = 64 << 20;
 /// zstd level: higher ones cost far more time than they save space on disk images.
 const LEVEL: i32 = 1;
-/// How much of a blob is tried before all of it is compressed.
-const SAMPLE_BYTES: usize = 8 << 10;
 
 /// What an index says of a blob in a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,6 @@ pub struct SealedBlob {
 /// Compresses and seals; one per thread, because the compressor's memory is reused.
 pub struct Sealer {
     compressor: Compressor<'static>,
-    sample: Vec<u8>,
 }
 
 impl Sealer {
@@ -67,8 +66,7 @@ impl Sealer {
     /// # Errors
     /// When there is no memory for it.
     pub fn new() -> Result<Self> {
-        let compressor = Compressor::new(LEVEL).map_err(|error| Error::internal("set up compression", error))?;
-        Ok(Self { compressor, sample: vec![0; zstd::zstd_safe::compress_bound(SAMPLE_BYTES)] })
+        Compressor::new(LEVEL).map(|compressor| Self { compressor }).map_err(|error| Error::internal("set up compression", error))
     }
 
     /// Packs one blob.
@@ -79,7 +77,7 @@ impl Sealer {
         let length = u32::try_from(plain.len()).ok().filter(|length| *length <= BLOB_BYTES_MAX);
         let length =
             length.ok_or_else(|| Error::Refused { problem: format!("a blob of {} bytes is too large for a pack", plain.len()) })?;
-        let compressed = if kind == BlobKind::Tree || self.pays(plain) { self.compress(plain)? } else { None };
+        let compressed = self.compress(plain)?;
         let plain_length = compressed.is_some().then_some(length);
         let mut bytes = compressed.unwrap_or_else(|| {
             let mut bytes = Vec::with_capacity(plain.len().saturating_add(OVERHEAD_BYTES));
@@ -91,23 +89,15 @@ impl Sealer {
         Ok(SealedBlob { id, kind, bytes, plain_length })
     }
 
-    /// Tries the middle: most chunks of a disk are random or compressible throughout, and the try costs 3 % of the whole.
-    fn pays(&mut self, plain: &[u8]) -> bool {
-        let Some(middle) = plain.len().checked_sub(4 * SAMPLE_BYTES).map(|_| plain.len() / 2) else { return true };
-        [middle, 0].into_iter().any(|start| {
-            let piece = plain.get(start..).and_then(|rest| rest.get(..SAMPLE_BYTES)).unwrap_or(plain);
-            let length = self.compressor.compress_to_buffer(piece, self.sample.as_mut_slice());
-            length.is_ok_and(|length| length < SAMPLE_BYTES / 100 * 97)
-        })
-    }
-
-    /// Room for the nonce, then the compressed content; nothing if that is not smaller.
+    /// Room for the nonce, then the compressed content; nothing if that is not smaller. On random bytes zstd gives up so fast that
+    /// trying a sample first would cost more than it saves.
     fn compress(&mut self, plain: &[u8]) -> Result<Option<Vec<u8>>> {
         let bound = zstd::zstd_safe::compress_bound(plain.len());
-        let mut bytes = vec![0; bound.saturating_add(OVERHEAD_BYTES)];
-        let room = bytes.get_mut(NONCE_BYTES..).unwrap_or_default();
-        let length = self.compressor.compress_to_buffer(plain, room).map_err(|error| Error::internal("compress", error))?;
-        bytes.truncate(NONCE_BYTES.saturating_add(length));
+        let mut bytes = Vec::with_capacity(bound.saturating_add(OVERHEAD_BYTES));
+        bytes.resize(NONCE_BYTES, 0);
+        let mut room = Cursor::new(&mut bytes);
+        room.set_position(NONCE_BYTES as u64);
+        let length = self.compressor.compress_to_buffer(plain, &mut room).map_err(|error| Error::internal("compress", error))?;
         Ok((length < plain.len()).then_some(bytes))
     }
 }
