@@ -34,6 +34,15 @@ pub struct StoredDisk {
     chunks: Vec<Option<usize>>,
     truth: Vec<u32>,
     excused: Mask,
+    inherited: Option<Inherited>,
+}
+
+/// What a disk took over from its base when it was begun; the base may be deleted before the disk is published.
+#[derive(Debug, Clone)]
+struct Inherited {
+    excused: Mask,
+    // For each chunk, whether it held data.
+    held: Vec<bool>,
 }
 
 impl StoredDisk {
@@ -305,12 +314,14 @@ struct Writer<'a> {
 
 impl BackupWriter for Writer<'_> {
     fn disk(&mut self, content: &DiskContent) -> Result<Box<dyn DiskWriter + '_>> {
-        let chunks = {
+        let (chunks, inherited) = {
             let mut world = lock(&self.store.world);
             world.effect()?;
-            declared(&world.stores[self.store.place], content)?
+            let base = base(&world.stores[self.store.place], content)?;
+            let held = |base: &StoredDisk| base.chunks.iter().map(Option::is_some).collect();
+            (declared(base, content)?, base.map(|base| Inherited { excused: base.excused, held: held(base) }))
         };
-        Ok(Box::new(Disk { writer: self, content: content.clone(), chunks }))
+        Ok(Box::new(Disk { writer: self, content: content.clone(), chunks, inherited }))
     }
 
     fn publish(self: Box<Self>, manifest: &Manifest, _: &[SavedFile]) -> Result<BackupId> {
@@ -344,15 +355,14 @@ impl BackupWriter for Writer<'_> {
     }
 }
 
+fn base<'s>(state: &'s StoreState, content: &DiskContent) -> Result<Option<&'s StoredDisk>> {
+    let Some(id) = &content.base else { return Ok(None) };
+    let published = state.find(id).ok_or_else(|| failed(format!("there is no base {id}")))?;
+    published.disks.iter().find(|disk| disk.name == content.name).map(Some).ok_or_else(|| failed("the base has no such disk"))
+}
+
 /// Where each chunk of a disk comes from: to be put, zero, or the base's.
-fn declared(state: &StoreState, content: &DiskContent) -> Result<Vec<Slot>> {
-    let base = match &content.base {
-        None => None,
-        Some(id) => {
-            let published = state.find(id).ok_or_else(|| failed(format!("there is no base {id}")))?;
-            Some(published.disks.iter().find(|disk| disk.name == content.name).ok_or_else(|| failed("the base has no such disk"))?)
-        }
-    };
+fn declared(base: Option<&StoredDisk>, content: &DiskContent) -> Result<Vec<Slot>> {
     let unit = content.chunk_size.bytes();
     for extent in content.put.iter().chain(content.zero.iter()) {
         if extent.start % unit != 0 || extent.end % unit != 0 && extent.end != content.size.0 {
@@ -388,6 +398,7 @@ struct Disk<'a, 'b> {
     writer: &'a mut Writer<'b>,
     content: DiskContent,
     chunks: Vec<Slot>,
+    inherited: Option<Inherited>,
 }
 
 impl DiskWriter for Disk<'_, '_> {
@@ -409,7 +420,7 @@ impl DiskWriter for Disk<'_, '_> {
     }
 
     fn finish(self: Box<Self>) -> Result<DiskStored> {
-        let Self { writer, content, chunks } = *self;
+        let Self { writer, content, chunks, inherited } = *self;
         lock(&writer.store.world).effect()?;
         let done = |slot: &Slot| match slot {
             Slot::Done(chunk) => Ok(*chunk),
@@ -418,7 +429,7 @@ impl DiskWriter for Disk<'_, '_> {
         let chunks: Vec<Option<usize>> = chunks.iter().map(done).collect::<Result<_>>()?;
         let atoms = usize::try_from(content.size.0 / ATOM).unwrap_or_default();
         let unit = usize::try_from(content.chunk_size.bytes() / ATOM).unwrap_or(1);
-        writer.disks.push(StoredDisk { name: content.name, atoms, unit, chunks, truth: Vec::new(), excused: 0 });
+        writer.disks.push(StoredDisk { name: content.name, atoms, unit, chunks, truth: Vec::new(), excused: 0, inherited });
         Ok(DiskStored::default())
     }
 }
@@ -447,8 +458,7 @@ impl World {
             };
             disk.truth = copy.cells.iter().map(|(value, _)| *value).collect();
             let differing = if disk.truth.len() == disk.atoms { state.differing(disk) } else { Mask::MAX };
-            let base = published.backup.manifest.disk(&disk.name).and_then(|then| then.base.clone());
-            let undetectable = base.map_or(0, |base| undetectable(state, copy, disk, &base, run.unaudited));
+            let undetectable = disk.inherited.as_ref().map_or(0, |base| undetectable(copy, disk.unit, base, run.unaudited));
             // What is not durable yet is judged by the sync that follows, or by the power cut that comes first.
             if differing & !undetectable != 0 {
                 let stored = state.content(disk);
@@ -487,13 +497,12 @@ impl World {
 /// Where a backup may differ from the truth, since only the audit's sample can find it: an edit past QEMU, after the base's
 /// bitmap began or inherited from the base, unless it made a hole of a whole clean chunk that held data in the base. That is a
 /// contradiction that the allocation check sees every time, unless the user switched the audit off.
-fn undetectable(state: &StoreState, copy: &FrozenCopy, disk: &StoredDisk, base: &BackupId, unaudited: bool) -> Mask {
-    let Some(then) = state.find(base).and_then(|base| base.disks.iter().find(|then| then.name == disk.name)) else { return 0 };
-    let mut allowed = copy.missed | then.excused;
-    for (number, cells) in copy.cells.chunks(disk.unit).enumerate() {
-        let held_data = then.chunks.get(number).is_some_and(Option::is_some);
+fn undetectable(copy: &FrozenCopy, unit: usize, base: &Inherited, unaudited: bool) -> Mask {
+    let mut allowed = copy.missed | base.excused;
+    for (number, cells) in copy.cells.chunks(unit).enumerate() {
+        let held_data = base.held.get(number).is_some_and(|held| *held);
         if !unaudited && held_data && cells.iter().all(|(_, hole)| *hole) {
-            allowed &= !mask(number * disk.unit, (number + 1) * disk.unit);
+            allowed &= !mask(number * unit, (number + 1) * unit);
         }
     }
     allowed
