@@ -135,6 +135,12 @@ pub fn convert(from: &Path, from_format: Format, to: &Path, to_format: Format) {
     run(qemu_img().args(["convert", "-f", from_format.name(), "-O", to_format.name()]).arg(from).arg(to));
 }
 
+/// Copies the guest's bytes of an image that a QEMU has open, which must be paused and have written out everything.
+#[track_caller]
+pub(crate) fn convert_shared(from: &Path, format: Format, to: &Path) {
+    run(qemu_img().args(["convert", "-U", "-f", format.name(), "-O", "raw"]).arg(from).arg(to));
+}
+
 /// SHA-256 (hexadecimal) of all the guest's bytes.
 #[must_use]
 #[track_caller]

@@ -1,8 +1,8 @@
 //! Guests, servers, damage and truth for tests; never shipped.
 //!
-//! Reading order: [`QemuBuilder`] starts a QEMU (with or without a [`Guest`]), [`image`] makes and compares disks, [`Witness`]
-//! copies a frozen moment without our code, [`Keepmark`] runs the built program, [`servers`] and [`QmpProxy`] are peers that
-//! behave or misbehave.
+//! Reading order: [`QemuBuilder`] starts a QEMU (with or without a [`Guest`]), [`LibvirtHost`] a libvirtd with domains,
+//! [`image`] makes and compares disks, [`Witness`] copies a frozen moment without our code, [`Keepmark`] runs the built program,
+//! [`servers`] and [`QmpProxy`] are peers that behave or misbehave.
 //!
 //! Nothing here uses the crates under test, so that what it calls true does not depend on them. What fails here panics with
 //! a message that names the subject: a fixture that cannot be made is a failed test.
@@ -16,6 +16,7 @@ mod fail;
 mod guest;
 pub mod image;
 mod keepmark;
+mod libvirt;
 pub mod process;
 mod proxy;
 mod qemu;
@@ -31,6 +32,7 @@ pub use agent::Agent;
 pub use fail::{OrFail, fail};
 pub use guest::Guest;
 pub use keepmark::{Keepmark, KeepmarkRun, RunningKeepmark};
+pub use libvirt::{Domain, DomainBuilder, LibvirtHost, Strike};
 pub use proxy::{QmpProxy, Verdict};
 pub use qemu::{Attach, Disk, Machine, Qemu, QemuBuilder};
 pub use qmp::Qmp;

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use crate::process::wait_for;
 use crate::{OrFail, fail};
 
-/// Output goes to the file `serial`, input comes from the pipe `serial.in` of the VM's folder.
+/// Output goes to the file `serial`, input comes from the pipe `serial.in` of the VM's folder or from a socket.
 #[derive(Debug)]
 pub struct Serial {
     log: PathBuf,
@@ -31,6 +33,16 @@ impl Serial {
         Self { log, input, commands: 0 }
     }
 
+    /// A console that QEMU logs to the file `log` and serves on `socket`, one client at a time.
+    #[track_caller]
+    pub(crate) fn on_socket(log: PathBuf, socket: &Path) -> Self {
+        let mut stream = UnixStream::connect(socket).or_fail(format_args!("connecting to {}", socket.display()));
+        let input = stream.try_clone().or_fail("duplicating a socket");
+        // What nobody reads would hold the guest up. The thread ends with QEMU.
+        std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+        Self { log, input: File::from(OwnedFd::from(input)), commands: 0 }
+    }
+
     /// All that the guest has printed.
     #[must_use]
     pub fn log(&self) -> String {
@@ -44,6 +56,16 @@ impl Serial {
         let found = wait_or_end(timeout, || self.log().contains(text));
         if !found {
             fail(format_args!("the guest did not print {text} within {timeout:?}; it printed:\n{}", self.log()));
+        }
+    }
+
+    /// Fails the test if the guest has seen an I/O error, a damaged file system or a failed write.
+    #[track_caller]
+    pub fn assert_unharmed(&self) {
+        let log = self.log();
+        let bad = ["KM-WRITER-ERROR", "KM-MOUNT-ERROR", "I/O error", "EXT4-fs error", "EXT4-fs warning", "Kernel panic", "hung_task"];
+        if let Some(line) = log.lines().find(|line| bad.iter().any(|word| line.contains(word))) {
+            fail(format_args!("the guest was harmed: {line}"));
         }
     }
 

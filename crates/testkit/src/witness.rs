@@ -45,6 +45,14 @@ impl Witness {
         witness
     }
 
+    /// Has `copy` make a raw copy of each disk in `dir`, which is made.
+    #[track_caller]
+    pub(crate) fn by(disks: &[Disk], dir: &Path, copy: impl Fn(&Disk, &Path)) -> Self {
+        let witness = Self::empty(disks, dir);
+        disks.iter().for_each(|disk| copy(disk, &witness.image(&disk.name)));
+        witness
+    }
+
     /// Stops the VM, if it runs, and copies its disks into `dir`, which is made. The VM stays stopped until it is released.
     #[must_use]
     #[track_caller]
