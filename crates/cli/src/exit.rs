@@ -40,6 +40,13 @@ fn code_of(class: FailureClass) -> u8 {
 }
 
 fn show(failure: &Failure) {
+    if std::io::stderr().write_all(told(failure).as_bytes()).is_err() {
+        // Nobody listens on standard error; the exit code still tells.
+    }
+}
+
+/// A failure with its causes and what helps, a line each.
+pub fn told(failure: &Failure) -> String {
     let mut text = format!("Error: {failure}\n");
     let mut cause = failure.source();
     while let Some(error) = cause {
@@ -49,7 +56,5 @@ fn show(failure: &Failure) {
     if let Some(hint) = failure.hint() {
         text.push_str(&format!("Hint: {hint}\n"));
     }
-    if std::io::stderr().write_all(text.as_bytes()).is_err() {
-        // Nobody listens on standard error; the exit code still tells.
-    }
+    text
 }

@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod context;
 mod exit;
+mod fleet;
 mod hypervisor;
 mod output;
 mod password;

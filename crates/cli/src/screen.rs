@@ -62,7 +62,8 @@ impl Screen {
         }
     }
 
-    fn line(&self, message: &str) {
+    /// A line that even quiet shows.
+    pub fn line(&self, message: &str) {
         let write = || {
             if writeln!(std::io::stderr(), "{message}").is_err() {
                 // Nobody listens on standard error; the work goes on.

@@ -1,5 +1,6 @@
 //! How a VM is named on the command line: `qmp:SOCKET` or `image:[LABEL=]FILE[,[LABEL=]FILE]`.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,6 +13,21 @@ pub enum VmPlace {
     Qmp(PathBuf),
     /// Powered-off images with their labels.
     Images(Vec<(Option<String>, PathBuf)>),
+}
+
+impl fmt::Display for VmPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Qmp(socket) => write!(f, "qmp:{}", socket.display()),
+            Self::Images(images) => {
+                let image = |(label, file): &(Option<String>, PathBuf)| {
+                    let file = file.display().to_string().replace(',', ",,");
+                    label.as_ref().map_or_else(|| file.clone(), |label| format!("{label}={file}"))
+                };
+                write!(f, "image:{}", images.iter().map(image).collect::<Vec<_>>().join(","))
+            }
+        }
+    }
 }
 
 /// A text that names no VM.
@@ -93,6 +109,7 @@ mod tests {
             ("image:vda=/a.qcow2,/b=c.raw", images(&[(Some("vda"), "/a.qcow2"), (None, "/b=c.raw")])),
             ("image:/a,,b.raw", images(&[(None, "/a,b.raw")])),
         ] {
+            assert_eq!(expected.to_string(), text);
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
     }

@@ -126,13 +126,12 @@ fn overall(disks: &[DiskPlan]) -> (Kind, String) {
     let telling = first_of(Kind::Resync).or_else(|| first_of(Kind::Incremental)).or_else(|| disks.first());
     let Some(telling) = telling else { return (Kind::Full, String::new()) };
     let alike = disks.iter().all(|disk| disk.kind == telling.kind);
-    let reason = if alike && disks.len() > 1 && telling.kind != Kind::Resync {
-        telling.reason.clone()
-    } else if disks.len() > 1 {
-        disks.iter().map(|disk| format!("{}: {}: {}", disk.name, disk.kind.word(), disk.reason)).collect::<Vec<_>>().join("; ")
-    } else {
-        telling.reason.clone()
+    let of_disk = |disk: &DiskPlan| match alike {
+        true => format!("{}: {}", disk.name, disk.reason),
+        false => format!("{}: {}: {}", disk.name, disk.kind.word(), disk.reason),
     };
+    let same = alike && disks.iter().all(|disk| disk.reason == telling.reason);
+    let reason = if same { telling.reason.clone() } else { disks.iter().map(of_disk).collect::<Vec<_>>().join("; ") };
     (telling.kind, reason)
 }
 

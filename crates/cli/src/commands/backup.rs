@@ -1,16 +1,19 @@
-//! `keepmark backup VM`: one backup of one VM.
+//! `keepmark backup VM...`: one backup of each VM that was named.
+
+use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
 use keepmark_engine::BackupReport;
 use keepmark_engine::backup::{BackupJob, backup};
 use keepmark_model::audit::AuditWish;
 use keepmark_model::plan::{Request, WantedKind};
+use keepmark_model::seam::{Hypervisor, Monitor, Store};
 use keepmark_model::{DiskName, Failure, FailureClass};
 
 use crate::context::{self, Context};
 use crate::exit::Outcome;
-use crate::vm::VmArguments;
-use crate::{hypervisor, output, store, text};
+use crate::vm::VmPlace;
+use crate::{fleet, hypervisor, output, store, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +21,7 @@ Examples:
   keepmark backup qmp:/run/web01.qmp --disk vda --kind full
   keepmark backup image:vda=/vms/web01.qcow2 --name web01 powered off
   keepmark backup qmp:/run/web01.qmp --json | tail -n 1 | jq .kind
+  keepmark backup qmp:/run/web01.qmp qmp:/run/web02.qmp --jobs 2      several; a bad one does not stop the others
 
 The kind is chosen by what QEMU's bitmaps prove: 'keepmark plan VM' tells it beforehand, with the reason.
 --no-checkpoint leaves no mark in the VM: the next backup builds on an earlier one, or reads everything.";
@@ -26,9 +30,18 @@ The kind is chosen by what QEMU's bitmaps prove: 'keepmark plan VM' tells it bef
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BackupArguments {
-    /// Which VM.
-    #[command(flatten)]
-    pub vm: VmArguments,
+    /// qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off); several are backed up beside each other
+    #[arg(value_name = "VM", required = true)]
+    pub vms: Vec<VmPlace>,
+    /// Name of the VM (else what QEMU says, else the socket's or first image's name)
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// UUID of the VM (else what QEMU says); backups with the same UUID, or without one the same name, are one sequence
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<String>,
+    /// How many VMs at a time
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN.saturating_add(1))]
+    pub jobs: NonZeroUsize,
     /// What, and how.
     #[command(flatten)]
     pub request: RequestArguments,
@@ -94,11 +107,20 @@ pub fn disk_names(names: &[String]) -> Result<Vec<DiskName>, Failure> {
     names.iter().map(|name| DiskName::new(name).map_err(|error| Failure::new(FailureClass::Usage, error))).collect()
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("--name and --uuid name one VM, and {given} were given")]
+struct OneName {
+    given: usize,
+}
+
 /// Runs it.
 pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Failure> {
     let request = arguments.request.request()?;
+    let given = arguments.vms.len();
+    if given > 1 && (arguments.name.is_some() || arguments.uuid.is_some()) {
+        return Err(Failure::new(FailureClass::Usage, OneName { given }));
+    }
     let store = store::open(context)?;
-    let mut vm = hypervisor::open(context, &arguments.vm)?;
     let job = BackupJob {
         request,
         freeze: context.freeze(),
@@ -106,19 +128,31 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
         hold_checkpoints: context.hold_checkpoints(),
         program: context::program(),
     };
-    let result = backup(vm.as_mut(), &store, &job, context::world(), &context.screen);
+    match arguments.vms.as_slice() {
+        [place] => {
+            let vm = hypervisor::open_place(context, place, arguments.name.as_deref(), arguments.uuid.as_deref())?;
+            show(context, &back_up(vm, &store, &job, &context.screen)?)?;
+        }
+        places => fleet::run(context, places, arguments.jobs, &|place, monitor| {
+            let report = back_up(hypervisor::open_place(context, place, None, None)?, &store, &job, monitor)?;
+            show(context, &report).map(|()| report)
+        })?,
+    }
+    Ok(context.screen.outcome())
+}
+
+fn back_up(mut vm: Box<dyn Hypervisor>, store: &dyn Store, job: &BackupJob, monitor: &dyn Monitor) -> Result<BackupReport, Failure> {
+    let result = backup(vm.as_mut(), store, job, context::world(), monitor);
     let closed = vm.close();
     let report = result?;
     if let Err(failure) = closed {
-        use keepmark_model::seam::Monitor;
-        context.screen.finding(&format!("the new checkpoint may be lost, then the next backup reads everything: {failure}"));
+        monitor.finding(&format!("the new checkpoint may be lost, then the next backup reads everything: {failure}"));
     }
-    if context.global.json {
-        output::json(&report)?;
-    } else {
-        output::text(&human(&report))?;
-    }
-    Ok(context.screen.outcome())
+    Ok(report)
+}
+
+fn show(context: &Context, report: &BackupReport) -> Result<(), Failure> {
+    if context.global.json { output::json(report) } else { output::text(&human(report)) }
 }
 
 fn human(report: &BackupReport) -> String {

@@ -15,6 +15,7 @@ mod restic;
 mod round_trip;
 mod selection;
 mod sequence;
+mod several;
 mod shapes;
 mod terminal;
 mod words;
