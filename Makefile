@@ -32,7 +32,7 @@ lint: ## formatting and clippy, warnings are errors
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
 test: deps build lint ## everything: packages, build, lints, all tests
-	$(CARGO) test --release --workspace
+	$(CARGO) test --release --workspace --no-fail-fast
 
 demo: deps build ## one guest, from the first full backup to the restored, booted copy
 	@scripts/demo.sh
