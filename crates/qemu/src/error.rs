@@ -93,6 +93,14 @@ pub enum Error {
         /// Which checkpoint.
         checkpoint: String,
     },
+    /// What the plan believed is no longer so at the moment itself.
+    #[error("disk {disk} is not as it was when the backup was planned: {change}")]
+    Changed {
+        /// Which disk.
+        disk: String,
+        /// What has changed, in words.
+        change: String,
+    },
     /// A delta was asked of a disk that was opened without.
     #[error("disk {disk} was opened without a checkpoint to compare with")]
     NoDelta {
@@ -241,6 +249,7 @@ impl Error {
             | Self::Reply { .. }
             | Self::Unsupported { .. }
             | Self::NoBitmap { .. }
+            | Self::Changed { .. }
             | Self::NoDelta { .. }
             | Self::Image { .. }
             | Self::Program { .. }
@@ -266,6 +275,7 @@ impl Error {
             }
             Self::Rubbish { .. } => "the socket must be a QMP monitor (`-qmp`), not a human monitor, console or guest agent",
             Self::Busy { .. } => "wait for it to end",
+            Self::Changed { .. } => "somebody else worked on the VM's disks meanwhile; run the backup again: it judges them anew",
             Self::ImageInUse { .. } => "back the VM up while it runs with `qmp:SOCKET`, or stop the process first",
             Self::ServerTaken { .. } => "end the other backup or export, or `nbd-server-stop` if nobody needs it",
             Self::NotResumed { .. } => "resume it with `cont` in its monitor",

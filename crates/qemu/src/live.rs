@@ -7,7 +7,7 @@ use std::time::Duration;
 use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{self, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
-use keepmark_model::{CheckpointName, VmIdentity};
+use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
 use crate::disks::{self, Disk, Survey, naming};
@@ -69,6 +69,8 @@ pub struct Live {
     options: LiveOptions,
     identity: VmIdentity,
     capabilities: Capabilities,
+    // What was last told of each disk: its images.
+    told: Vec<(DiskName, Vec<String>)>,
     _locks: Vec<VmLock>,
 }
 
@@ -91,7 +93,7 @@ impl Live {
         let identity = identify(&mut qmp, &options)?;
         let peer = qmp.peer()?;
         locks.extend(lock_images(&mut qmp, &peer, &options)?);
-        Ok(Self { qmp, peer, options, identity, capabilities, _locks: locks })
+        Ok(Self { qmp, peer, options, identity, capabilities, told: Vec::new(), _locks: locks })
     }
 
     fn uses_filters(&self) -> bool {
@@ -108,19 +110,34 @@ impl Live {
     fn point(&mut self, request: &PointRequest, undo: &mut Undo) -> Result<Made> {
         let survey = self.survey()?;
         let targets = target::targets(&survey.disks, &survey.nodes, request)?;
+        self.check_told(&survey.disks, request)?;
         hazards::check(&mut self.qmp, &targets)?;
         let names = Temporary::new(&request.run);
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
         workspace.give_to(&self.peer)?;
         let (fixed, nodes) = self.fix(&targets, request, &names, undo)?;
+        check_unmoved(&survey.disks, &disks::look(&mut self.qmp)?.disks, &targets)?;
         let socket = workspace.path().join("nbd");
         export::start_server(&mut self.qmp, &socket, undo)?;
+        if self.uses_filters() {
+            export::forbid_resize(&mut self.qmp, &targets, &names, undo)?;
+        }
         let search = if self.uses_filters() { export::Search::Node } else { export::Search::Chain };
         let mut openings = export::add_exports(&mut self.qmp, &targets, &nodes, &names, search, &socket, undo)?;
         if !self.uses_filters() {
             openings.iter_mut().for_each(|opening| opening.scratch = Some(self.options.scratch_dir.clone()));
         }
         Ok(Made { fixed, openings, workspace })
+    }
+
+    // Whoever exchanged an image since the facts were told may have brought one along that has bitmaps of the same name.
+    fn check_told(&self, disks: &[Disk], request: &PointRequest) -> Result<()> {
+        let changed = |disk: &&Disk| self.told.iter().any(|(name, images)| *name == disk.facts.name && *images != images_of(disk));
+        let wanted = |disk: &&Disk| request.disks.iter().any(|wanted| wanted.since.is_some() && wanted.name == disk.facts.name);
+        match disks.iter().filter(wanted).find(changed) {
+            Some(disk) => Err(Error::Changed { disk: disk.facts.name.to_string(), change: "its images are others".into() }),
+            None => Ok(()),
+        }
     }
 
     // Everything that can be made before the moment is; the moment itself is as short as QEMU allows.
@@ -162,6 +179,7 @@ impl Live {
 
     fn look(&mut self) -> Result<VmFacts> {
         let Survey { disks, skipped, .. } = self.survey()?;
+        self.told = disks.iter().map(|disk| (disk.facts.name.clone(), images_of(disk))).collect();
         let power = if leftovers::status(&mut self.qmp)? == "running" { Power::Running } else { Power::Paused };
         Ok(VmFacts {
             identity: self.identity.clone(),
@@ -172,6 +190,21 @@ impl Live {
             agent: agent::find(&mut self.qmp)?.is_some(),
         })
     }
+}
+
+fn images_of(disk: &Disk) -> Vec<String> {
+    disk.facts.layers.iter().map(|layer| layer.image.clone()).collect()
+}
+
+// A snapshot that came in between the look and the moment shows in the images that are there after it.
+fn check_unmoved(before: &[Disk], after: &[Disk], targets: &[Target]) -> Result<()> {
+    for target in targets {
+        let nodes = |disks: &[Disk]| disks::find(disks, target.name.as_str()).map(|disk| disk.nodes.clone());
+        if nodes(before)? != nodes(after)? {
+            return Err(Error::Changed { disk: target.name.to_string(), change: "its images changed while the moment was fixed".into() });
+        }
+    }
+    Ok(())
 }
 
 // A VM may have several monitors; its images are the same through all of them.

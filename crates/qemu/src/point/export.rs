@@ -84,6 +84,23 @@ pub fn add_exports(
     Ok(openings)
 }
 
+/// Exports the filters for nobody, so that the disks cannot be resized while the moment is there.
+///
+/// QEMU forbids that below a filter, but not through it; and growing or cutting a disk one of whose bitmaps is exported makes QEMU abort,
+/// and the guest with it (`bdrv_dirty_bitmap_truncate: Assertion !bdrv_dirty_bitmap_busy(bitmap)`; 10.0.2). An export forbids it.
+///
+/// # Errors
+/// When QEMU refuses.
+pub fn forbid_resize(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
+    for target in targets {
+        let id = names.node("g", target.number);
+        let filter = names.node("c", target.number);
+        qmp.run("block-export-add", json!({ "type": "nbd", "id": id, "node-name": filter, "name": id, "writable": false }))?;
+        undo.push(Step::DeleteExport(id));
+    }
+    Ok(())
+}
+
 fn bitmap(target: &Target, names: &Temporary, search: Search) -> Value {
     match search {
         Search::Node => json!({ "node": target.active, "name": names.delta() }),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use keepmark_model::facts::Persistence;
 use keepmark_model::seam::PointRequest;
+use keepmark_model::trust::recorded;
 use keepmark_model::{CheckpointName, DiskName};
 use serde_json::{Value, json};
 
@@ -54,7 +55,7 @@ pub enum Delta {
 /// Finds the request's disks and their deltas.
 ///
 /// # Errors
-/// When a disk is unknown or has no bitmap of the checkpoint.
+/// When a disk is unknown, has no bitmap of the checkpoint, or has one that cannot be believed (any more).
 pub fn targets(disks: &[Disk], nodes: &[Node], request: &PointRequest) -> Result<Vec<Target>> {
     if request.disks.is_empty() {
         return Err(Error::Usage { what: "list of disks", value: String::new(), problem: "there is none to back up".into() });
@@ -81,6 +82,9 @@ fn delta(disk: &Disk, checkpoint: &CheckpointName, sizes: &HashMap<&str, u64>) -
     let Some(granularity) = carriers.iter().map(|(_, granularity)| *granularity).min() else {
         return Err(Error::NoBitmap { disk: disk.facts.name.to_string(), checkpoint: checkpoint.to_string() });
     };
+    // The second look: what was judged for the plan must hold for what is read.
+    recorded(&disk.facts, checkpoint)
+        .map_err(|doubt| Error::Changed { disk: disk.facts.name.to_string(), change: doubt.to_string() })?;
     if carriers.iter().any(|(node, _)| sizes.get(node).is_some_and(|size| *size != disk.facts.size.0)) {
         return Ok(Delta::Everything);
     }
@@ -172,6 +176,17 @@ mod tests {
         let targets = targets(&disks, &nodes, &request("vda", Some(OLD))).unwrap();
         let new = CheckpointName::parse("km1-20261123T180000Z-3f9a1c0d7be2").unwrap();
         insta::assert_json_snapshot!(actions(&targets, Some(&new), &Temporary::new("r")));
+    }
+
+    #[test]
+    fn what_cannot_be_believed_at_the_moment_is_refused() {
+        let bare = LayerFacts { image: "x".into(), bitmaps: vec![] };
+        let mut stopped = layer(65_536);
+        stopped.bitmaps[0].recording = false;
+        for layers in [vec![bare.clone(), layer(65_536)], vec![layer(65_536), bare, layer(65_536)], vec![stopped]] {
+            let error = targets(&[disk(layers)], &[], &request("vda", Some(OLD))).unwrap_err();
+            assert!(matches!(error, Error::Changed { .. }), "{error}");
+        }
     }
 
     #[test]
