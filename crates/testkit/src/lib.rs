@@ -11,6 +11,7 @@
 //! `KEEPMARK_TEST_TOOLS` (where `make deps` put the guest's kernel), `KEEPMARK_TEST_BIN` (another keepmark binary).
 
 mod agent;
+pub mod conformance;
 pub mod damage;
 mod fail;
 mod guest;

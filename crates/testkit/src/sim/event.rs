@@ -185,12 +185,9 @@ impl World {
             }
             EventKind::Pause if machine.power == Power::Running => machine.power = Power::Paused,
             EventKind::Resume if machine.power == Power::Paused && !machine.leftovers.paused => machine.power = Power::Running,
-            EventKind::ReleaseOurs => machine
-                .disks
-                .iter_mut()
-                .flat_map(|disk| &mut disk.layers)
-                .flat_map(|layer| &mut layer.bitmaps)
-                .for_each(|bitmap| bitmap.busy = false),
+            EventKind::ReleaseOurs => {
+                machine.disks.iter_mut().flat_map(|disk| &mut disk.layers).flat_map(|layer| &mut layer.bitmaps).for_each(Bitmap::let_go)
+            }
             EventKind::Swap => return machine.swap(),
             _ => return false,
         }
@@ -236,7 +233,7 @@ impl World {
                 true
             }
             EventKind::Discard if guest => {
-                disk.write_zeros(start, end, true);
+                disk.discard(start, end);
                 true
             }
             EventKind::Restore if guest && content.is_some() => {

@@ -1,5 +1,7 @@
 //! Simulated images: cells, backing chains and named bitmaps, under the rules that were observed of QEMU.
 
+use std::ops::Range;
+
 use keepmark_model::DiskName;
 
 /// Bytes of the smallest thing that is written: a quarter of the smallest chunk, so that chunks can be half changed.
@@ -64,6 +66,8 @@ pub struct Bitmap {
     pub granularity: usize,
     /// What it calls dirty.
     pub bits: Mask,
+    /// What was written since a job holds it: QEMU keeps that aside until the job lets go.
+    pub held: Mask,
     /// The truth beside it: what changed since it began and was kept from it by somebody who is not QEMU's writer.
     pub missed: Mask,
 }
@@ -73,12 +77,30 @@ impl Bitmap {
     #[must_use]
     pub fn new(name: &str, persistent: bool, granularity: usize) -> Self {
         let name = name.to_owned();
-        Self { name, recording: true, busy: false, inconsistent: false, persistent, stored: false, granularity, bits: 0, missed: 0 }
+        Self {
+            name,
+            recording: true,
+            busy: false,
+            inconsistent: false,
+            persistent,
+            stored: false,
+            granularity,
+            bits: 0,
+            held: 0,
+            missed: 0,
+        }
+    }
+
+    /// The job that holds it gives up.
+    pub fn let_go(&mut self) {
+        self.busy = false;
+        self.bits |= std::mem::take(&mut self.held);
     }
 
     fn mark(&mut self, atoms: Mask) {
         if self.recording && !self.inconsistent {
-            self.bits |= round(atoms, self.granularity);
+            let into = if self.busy { &mut self.held } else { &mut self.bits };
+            *into |= round(atoms, self.granularity);
         } else {
             self.missed |= atoms;
         }
@@ -96,6 +118,8 @@ pub struct Layer {
     pub cluster: usize,
     /// Its content; as many as the disk has atoms.
     pub cells: Vec<Cell>,
+    /// What a cut has left behind the end, in the last cluster: only whole clusters are given back.
+    hidden: Vec<Cell>,
     /// Its bitmaps.
     pub bitmaps: Vec<Bitmap>,
     /// The truth beside them: those of ours that another tool removed.
@@ -106,7 +130,7 @@ impl Layer {
     /// An empty image.
     #[must_use]
     pub fn new(path: u32, format: Format, cluster: usize, atoms: usize) -> Self {
-        Self { path, format, cluster, cells: vec![Cell::Absent; atoms], bitmaps: Vec::new(), removed: Vec::new() }
+        Self { path, format, cluster, cells: vec![Cell::Absent; atoms], hidden: Vec::new(), bitmaps: Vec::new(), removed: Vec::new() }
     }
 
     /// The bitmap of a name.
@@ -119,7 +143,8 @@ impl Layer {
     fn close(&mut self) {
         self.bitmaps.retain(|bitmap| bitmap.persistent);
         for bitmap in &mut self.bitmaps {
-            (bitmap.stored, bitmap.busy) = (true, false);
+            bitmap.let_go();
+            bitmap.stored = true;
         }
     }
 
@@ -127,7 +152,35 @@ impl Layer {
     fn crash(&mut self) {
         self.bitmaps.retain(|bitmap| bitmap.stored);
         for bitmap in &mut self.bitmaps {
-            (bitmap.inconsistent, bitmap.recording, bitmap.busy, bitmap.bits) = (true, false, false, 0);
+            bitmap.let_go();
+            (bitmap.inconsistent, bitmap.recording, bitmap.bits) = (true, false, 0);
+        }
+    }
+
+    fn cut(&mut self, atoms: usize) {
+        let cluster_end = atoms.div_ceil(self.cluster) * self.cluster;
+        let mut behind = self.cells.split_off(atoms);
+        behind.append(&mut self.hidden);
+        behind.truncate(cluster_end - atoms);
+        self.hidden = behind;
+        for bitmap in &mut self.bitmaps {
+            bitmap.bits &= round(mask(0, atoms), bitmap.granularity);
+        }
+    }
+
+    fn grow(&mut self, atoms: usize, backing: usize) {
+        let old = self.cells.len();
+        let is_allocated = matches!(self.cells.last(), Some(Cell::Data(_)));
+        let fill = if backing > old { Cell::Zero } else { Cell::Absent };
+        let cluster_end = old.div_ceil(self.cluster) * self.cluster;
+        let hidden = std::mem::take(&mut self.hidden);
+        for atom in old..atoms {
+            let cell = match hidden.get(atom - old) {
+                Some(Cell::Data(value)) if is_allocated && backing <= old => Cell::Data(*value),
+                _ if is_allocated && atom < cluster_end => Cell::Data(0),
+                _ => fill,
+            };
+            self.cells.push(cell);
         }
     }
 
@@ -212,35 +265,64 @@ impl SimDisk {
         active.mark(mask(start, end));
     }
 
-    /// Zeros are written; whole clusters are freed where that is allowed.
+    /// Zeros are written as such: whole clusters become zero clusters, and so do parts of clusters that read as zeros anyway; other
+    /// parts are data. A raw image keeps the space if it is not to be given back.
     pub fn write_zeros(&mut self, start: usize, end: usize, unmap: bool) {
-        self.write(start, end, 0);
         let end = end.min(self.atoms());
-        let Some(active) = self.active().filter(|_| unmap) else { return };
-        let cluster = active.cluster;
-        for group in (start.div_ceil(cluster) * cluster..end).step_by(cluster) {
-            let last = group + cluster;
-            if last <= end || end == active.cells.len() {
-                active.cells[group..last.min(end)].fill(Cell::Zero);
+        let Some(active) = self.layers.first() else { return };
+        if active.format == Format::Raw && !unmap {
+            return self.write(start, end, 0);
+        }
+        for (part, whole) in self.clusters(start, end) {
+            let is_whole = part == whole;
+            let others = whole.clone().filter(|atom| !part.contains(atom));
+            let is_zero_around = self.layers[0].cells[whole.clone()].iter().all(|cell| !matches!(cell, Cell::Data(_)))
+                && others.into_iter().all(|atom| self.at(atom) == (0, true));
+            if is_whole || is_zero_around {
+                self.zero_cluster(&whole);
+            } else {
+                self.write(part.start, part.end, 0);
             }
+        }
+        self.layers[0].mark(mask(start, end));
+    }
+
+    /// The guest gives space back; parts of clusters are left as they are, and recorded all the same.
+    pub fn discard(&mut self, start: usize, end: usize) {
+        let end = end.min(self.atoms());
+        for (part, whole) in self.clusters(start, end) {
+            if part == whole {
+                self.zero_cluster(&whole);
+            }
+        }
+        self.layers.iter_mut().take(1).for_each(|active| active.mark(mask(start, end)));
+    }
+
+    fn zero_cluster(&mut self, whole: &Range<usize>) {
+        let Some(active) = self.active() else { return };
+        active.cells[whole.clone()].fill(Cell::Zero);
+        if whole.end == active.cells.len() {
+            active.hidden.clear();
         }
     }
 
-    /// Changes the size; refused while a bitmap is busy or inconsistent. What is cut off is zero if it grows again, and no bitmap says so.
+    /// The parts of a range that lie in one cluster each, with all of the cluster that the guest sees.
+    fn clusters(&self, start: usize, end: usize) -> Vec<(Range<usize>, Range<usize>)> {
+        let Some(active) = self.layers.first() else { return Vec::new() };
+        let unit = if active.format == Format::Raw { 1 } else { active.cluster };
+        let firsts = (start / unit * unit..end).step_by(unit);
+        firsts.map(|first| (first.max(start)..(first + unit).min(end), first..(first + unit).min(active.cells.len()))).collect()
+    }
+
+    /// Changes the size; refused while a bitmap is busy or inconsistent. Whole clusters that are cut off are zero if it grows again, and
+    /// no bitmap says so; what was behind the cut in its cluster comes back, unless a longer image below made QEMU write zeros there.
     pub fn resize(&mut self, atoms: usize) -> bool {
         let backing = self.layers.get(1).map_or(0, |layer| layer.cells.len());
         let Some(active) = self.active().filter(|active| !active.is_pinned()) else { return false };
-        let old = active.cells.len();
-        let fill = if backing > old { Cell::Zero } else { Cell::Absent };
-        active.cells.resize(atoms, fill);
-        // The cut goes through a cluster: its other part stays allocated.
-        let tail = old.div_ceil(active.cluster) * active.cluster;
-        if atoms > old && old > 0 && matches!(active.cells[old - 1], Cell::Data(_)) {
-            (old..tail.min(atoms)).for_each(|atom| active.cells[atom] = Cell::Data(0));
-        }
-        let kept = mask(0, atoms.min(old));
-        for bitmap in &mut active.bitmaps {
-            bitmap.bits &= kept;
+        if atoms < active.cells.len() {
+            active.cut(atoms)
+        } else {
+            active.grow(atoms, backing)
         }
         true
     }
@@ -408,8 +490,32 @@ mod tests {
         disk.write(0, 16, 7);
         disk.layers[0].bitmaps[0].bits = 0;
         assert!(disk.resize(3) && disk.resize(16));
-        assert_eq!((disk.at(2), disk.at(3), disk.at(4)), ((7, false), (0, false), (0, true)));
+        assert_eq!((disk.at(2), disk.at(3), disk.at(4)), ((7, false), (7, false), (0, true)));
         assert_eq!(disk.layers[0].bitmaps[0].bits, 0);
+        assert!(disk.resize(2) && disk.resize(1) && disk.resize(16));
+        assert_eq!((disk.at(0), disk.at(1), disk.at(2)), ((7, false), (7, false), (0, true)));
+    }
+
+    #[test]
+    fn an_overlay_that_was_cut_and_grown_hides_what_is_below() {
+        let mut disk = disk(Format::Qcow2, 2);
+        disk.write(0, 16, 7);
+        assert!(disk.snapshot(2, 2, false));
+        disk.write(2, 4, 8);
+        assert!(disk.resize(3) && disk.resize(16));
+        assert_eq!((disk.at(1), disk.at(2), disk.at(3), disk.at(4)), ((7, false), (8, false), (0, false), (0, true)));
+    }
+
+    #[test]
+    fn parts_of_clusters_are_not_given_back() {
+        let mut disk = with_bitmap(Format::Qcow2);
+        disk.write(0, 4, 7);
+        disk.layers[0].bitmaps[0].bits = 0;
+        disk.discard(1, 4);
+        assert_eq!((disk.at(1), disk.at(2), disk.layers[0].bitmaps[0].bits), ((7, false), (0, true), mask(0, 4)));
+        disk.write_zeros(1, 2, true);
+        disk.write_zeros(9, 10, true);
+        assert_eq!((disk.at(0), disk.at(1), disk.at(9)), ((7, false), (0, false), (0, true)));
     }
 
     #[test]

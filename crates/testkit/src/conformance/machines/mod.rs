@@ -1,0 +1,270 @@
+//! The benches of real images: a QEMU without a guest that has them open, or nobody; the driver to meet them with is passed in.
+
+mod files;
+mod running;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keepmark_model::seam::Hypervisor;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{Bench, Change, DiskSpec, Meets, Process, Unable, only_while_running};
+use crate::image::{self, Format};
+use crate::process::wait_for;
+use crate::servers::StorageDaemon;
+use crate::{Disk, OrFail, Qemu, QemuBuilder, Witness, tmp};
+
+const UNIT: u64 = 16 << 10;
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a driver gets to the VM.
+#[derive(Debug, Clone, Copy)]
+pub enum Reach<'a> {
+    /// By the monitor at this socket.
+    Monitor(&'a Path),
+    /// By these disks' images, each with its name.
+    Images(&'a [(String, PathBuf)]),
+}
+
+/// Connects a driver; the folder is its own, for sockets and scratch.
+pub type Connect = fn(Reach<'_>, &Path) -> Box<dyn Hypervisor>;
+
+/// Real images, and a real QEMU without a guest.
+#[derive(Debug)]
+pub struct Machines {
+    name: &'static str,
+    meets: Meets,
+    connect: Connect,
+    stage: Option<Stage>,
+}
+
+/// One VM. Fields are dropped in order: the folder last.
+#[derive(Debug)]
+struct Stage {
+    qemu: Option<Qemu>,
+    disks: Vec<RealDisk>,
+    files: u32,
+    dir: TempDir,
+}
+
+#[derive(Debug)]
+struct RealDisk {
+    name: String,
+    // The active image first.
+    images: Vec<(PathBuf, Format)>,
+    cluster: u64,
+    copy: Option<PathBuf>,
+}
+
+impl Machines {
+    /// A bench of this name.
+    #[must_use]
+    pub fn new(name: &'static str, meets: Meets, connect: Connect) -> Self {
+        Self { name, meets, connect, stage: None }
+    }
+
+    fn stage(&mut self) -> &mut Stage {
+        self.stage.as_mut().or_fail("no VM was made")
+    }
+}
+
+impl Bench for Machines {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn meets(&self) -> Meets {
+        self.meets
+    }
+
+    fn unit(&self) -> u64 {
+        UNIT
+    }
+
+    fn make(&mut self, disks: &[DiskSpec]) {
+        self.stage = None;
+        let mut stage = Stage { qemu: None, disks: Vec::new(), files: 0, dir: tmp() };
+        for spec in disks {
+            stage.add(spec);
+        }
+        if self.meets == Meets::Running {
+            stage.start();
+        }
+        self.stage = Some(stage);
+    }
+
+    fn change(&mut self, disk: &str, change: Change) -> Result<(), Unable> {
+        if let Some(why) = only_while_running(change).filter(|_| self.meets == Meets::Off) {
+            return Err(Unable::NotHere(why));
+        }
+        let stage = self.stage();
+        let at = stage.disks.iter().position(|one| one.name == disk).or_fail(format_args!("no disk {disk}"));
+        if change == Change::CopyFile {
+            stage.copy_file(at);
+            return Ok(());
+        }
+        if matches!(change, Change::Convert(_) | Change::Amend | Change::PutBack) {
+            return stage.while_off(|stage| stage.rewrite(at, change));
+        }
+        if stage.qemu.is_some() { stage.in_qemu(at, change) } else { stage.in_file(at, change) }
+    }
+
+    fn process(&mut self, change: Process) -> Result<(), Unable> {
+        let meets = self.meets;
+        let stage = self.stage();
+        match (change, meets) {
+            (Process::Pause, Meets::Running) => stage.qemu.as_mut().or_fail("QEMU runs").stop(),
+            (Process::Pause, Meets::Off) => return Err(Unable::NotHere("a VM that is off is not paused")),
+            (Process::Restart, Meets::Running) => {
+                stage.quit();
+                stage.start();
+            }
+            (Process::Kill, Meets::Running) => {
+                drop(stage.qemu.take().or_fail("QEMU runs").kill9());
+                stage.start();
+            }
+            (Process::Restart, Meets::Off) => stage.opened().quit(),
+            (Process::Kill, Meets::Off) => match stage.keepmarks_daemon() {
+                Some(process) => kill(process),
+                None => stage.opened().kill9(),
+            },
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Box<dyn Hypervisor> {
+        let connect = self.connect;
+        let stage = self.stage();
+        let folder = stage.dir.path().join("k");
+        match &stage.qemu {
+            Some(qemu) => connect(Reach::Monitor(&qemu.qmp_socket()), &folder),
+            None => {
+                let images: Vec<(String, PathBuf)> = stage.disks.iter().map(|disk| (disk.name.clone(), disk.images[0].0.clone())).collect();
+                connect(Reach::Images(&images), &folder)
+            }
+        }
+    }
+
+    fn content(&mut self, disk: &str) -> Vec<u8> {
+        let stage = self.stage();
+        let to = stage.fresh("witness");
+        match &mut stage.qemu {
+            Some(qemu) => {
+                let witness = Witness::hold(qemu, &to);
+                witness.release(qemu);
+                std::fs::read(witness.image(disk)).or_fail("reading a witness")
+            }
+            None => {
+                let (file, format) = &stage.disks.iter().find(|one| one.name == disk).or_fail("no such disk").images[0];
+                image::convert(file, *format, &to, Format::Raw);
+                std::fs::read(&to).or_fail("reading a witness")
+            }
+        }
+    }
+
+    fn left(&mut self) -> Vec<String> {
+        self.stage.as_mut().map(Stage::left).unwrap_or_default()
+    }
+}
+
+impl Stage {
+    fn fresh(&mut self, name: &str) -> PathBuf {
+        self.files += 1;
+        self.dir.path().join(format!("{name}-{}", self.files))
+    }
+
+    fn add(&mut self, spec: &DiskSpec) {
+        let (file, format) = if spec.raw {
+            (self.fresh(&format!("{}.raw", spec.name)), Format::Raw)
+        } else {
+            (self.fresh(&format!("{}.qcow2", spec.name)), Format::Qcow2)
+        };
+        match format {
+            // `qemu-img create` would allocate the first block.
+            Format::Raw => image::sparse(&file, spec.units * UNIT),
+            Format::Qcow2 => image::create_with(&file, format, spec.units * UNIT, &format!("cluster_size={}", spec.cluster * UNIT)),
+        }
+        self.disks.push(RealDisk { name: spec.name.to_owned(), images: vec![(file, format)], cluster: spec.cluster, copy: None });
+    }
+
+    fn start(&mut self) {
+        let folder = self.fresh("vm");
+        std::fs::create_dir_all(&folder).or_fail("making a VM's folder");
+        let mut builder = QemuBuilder::new(&folder).memory_mib(32);
+        for disk in &self.disks {
+            let (file, format) = &disk.images[0];
+            builder = builder.disk(Disk { format: *format, ..Disk::qcow2(&disk.name, file) });
+        }
+        self.qemu = Some(builder.start());
+    }
+
+    fn quit(&mut self) {
+        drop(self.qemu.take().or_fail("QEMU runs").quit());
+    }
+
+    fn while_off(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Unable>) -> Result<(), Unable> {
+        let was_on = self.qemu.is_some();
+        if was_on {
+            self.quit();
+        }
+        let done = work(self);
+        if was_on {
+            self.start();
+        }
+        done
+    }
+
+    /// All images, opened for writing by a process that is not keepmark's.
+    fn opened(&mut self) -> StorageDaemon {
+        let folder = self.fresh("session");
+        std::fs::create_dir_all(&folder).or_fail("making a folder");
+        let mut daemon = StorageDaemon::start(&folder);
+        for (number, disk) in self.disks.iter().enumerate() {
+            let (file, format) = &disk.images[0];
+            daemon.open(&format!("disk{number}"), file, *format, false);
+        }
+        daemon
+    }
+
+    /// The storage daemon that the driver has started for these images.
+    fn keepmarks_daemon(&self) -> Option<i32> {
+        let folder = self.dir.path().join("k").display().to_string();
+        let processes = std::fs::read_dir("/proc").or_fail("listing processes").flatten();
+        let ours = |process: &i32| {
+            let line = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            line.starts_with("qemu-storage-daemon") && line.contains(&folder)
+        };
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(ours)
+    }
+
+    fn left(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        if let Some(qemu) = &mut self.qemu {
+            for query in ["query-named-block-nodes", "query-block-exports", "query-jobs"] {
+                let answer = qemu.qmp(query, json!({})).to_string();
+                left.extend(answer.contains("km1tmp").then(|| format!("{query} names something of keepmark's")));
+            }
+        }
+        let names = self.disks.iter().filter(|disk| disk.images[0].1 == Format::Qcow2).flat_map(|disk| image::bitmaps(&disk.images[0].0));
+        left.extend(names.filter(|name| name.starts_with("km1tmp")));
+        left.extend(below(&self.dir.path().join("k")).into_iter().filter(|name| !name.ends_with(".lock")));
+        left
+    }
+}
+
+fn kill(process: i32) {
+    let id = rustix::process::Pid::from_raw(process).or_fail("a process has an id");
+    rustix::process::kill_process(id, rustix::process::Signal::KILL).or_fail("killing keepmark's daemon");
+    let gone = || std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|line| !line.is_empty());
+    wait_for("keepmark's daemon to be gone", TIMEOUT, || (!gone()).then_some(()));
+}
+
+/// Files below the folders in a folder.
+fn below(folder: &Path) -> Vec<String> {
+    let list = |folder: &Path| std::fs::read_dir(folder).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    let names = list(folder).into_iter().flat_map(|entry| list(&entry.path()));
+    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}

@@ -1,0 +1,56 @@
+//! The scenarios of the hypervisor seam on real QEMU and on powered-off images, compared with the simulation.
+
+use std::path::Path;
+use std::time::Instant;
+
+use keepmark_model::seam::Hypervisor;
+use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions};
+use keepmark_testkit::conformance::{Bench, Machines, Meets, Reach, Scenario, Simulated, conform};
+use keepmark_testkit::{OrFail, fail};
+
+fn driver(reach: Reach<'_>, folder: &Path) -> Box<dyn Hypervisor> {
+    match reach {
+        Reach::Monitor(socket) => {
+            Box::new(Live::connect(LiveOptions::new(socket, folder.join("scratch"), folder.join("run"))).or_fail("connecting"))
+        }
+        Reach::Images(images) => {
+            let images = images.iter().map(|(name, file)| (Some(name.clone()), file.clone())).collect();
+            Box::new(Offline::open(OfflineOptions::new(images, folder.join("run"))).or_fail("opening images"))
+        }
+    }
+}
+
+/// QEMU before 7.1 fixes its moments by jobs; newer ones can be made to.
+fn driver_with_jobs(reach: Reach<'_>, folder: &Path) -> Box<dyn Hypervisor> {
+    let Reach::Monitor(socket) = reach else { fail("jobs are for running VMs") };
+    let options = LiveOptions { force_jobs: true, ..LiveOptions::new(socket, folder.join("scratch"), folder.join("run")) };
+    Box::new(Live::connect(options).or_fail("connecting"))
+}
+
+/// `KEEPMARK_TEST_SCENARIO` is a part of the name of the scenarios that are wanted.
+#[track_caller]
+#[expect(clippy::print_stdout, reason = "what was not played is said, with the reason")]
+fn alike(mut reference: Simulated, mut bench: impl Bench, wanted: impl Fn(&Scenario) -> bool) {
+    let started = Instant::now();
+    let part = std::env::var("KEEPMARK_TEST_SCENARIO").unwrap_or_default();
+    let report = conform(&mut reference, &mut bench, |scenario| wanted(scenario) && scenario.name.contains(&part));
+    println!("{} as {}, {:.1?}: {report}", bench.name(), reference.name(), started.elapsed());
+    assert!(report.wrong.is_empty(), "{} and {} differ", bench.name(), reference.name());
+}
+
+#[test]
+fn qemu_is_as_simulated() {
+    alike(Simulated::running(), Machines::new("QEMU", Meets::Running, driver), |_| true);
+}
+
+/// Only what is about moments: nothing else depends on how they are fixed.
+#[test]
+fn qemu_with_jobs_is_as_simulated() {
+    let bench = Machines::new("QEMU, moments by jobs", Meets::Running, driver_with_jobs);
+    alike(Simulated::running(), bench, |scenario| scenario.about == "point");
+}
+
+#[test]
+fn powered_off_images_are_as_simulated() {
+    alike(Simulated::off(), Machines::new("powered-off images", Meets::Off, driver), |_| true);
+}
