@@ -9,12 +9,13 @@ use crate::commands::{backup, checkpoint, completion, doctor, init, list, man, p
 const EXAMPLES: &str = "\
 Examples:
   keepmark init /backup/vms
-  keepmark --store /backup/vms backup qmp:/run/web01.qmp
+  keepmark --store /backup/vms backup web01
+  keepmark --store /backup/vms backup qmp:/run/web02.qmp
   keepmark --store /backup/vms backup image:/vms/web01.qcow2 --name web01
   keepmark --store /backup/vms list
   keepmark --store /backup/vms restore web01@latest --to /restored
 
-A VM is qmp:SOCKET (a running QEMU) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off).
+A VM is the name or UUID of a libvirt domain (running or shut off), qmp:SOCKET (a running QEMU) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off).
 A BACKUP is an id or its first letters, VM@latest, VM@-1 (the one before) or VM@2026-11-22T18:00.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done with findings, 10 no store, 11 locked, 12 wrong password,
@@ -44,6 +45,9 @@ pub struct Global {
     /// Configuration file instead of /etc/keepmark/keepmark.toml and ~/.config/keepmark/keepmark.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// libvirt's URI, for VMs that are named as its domains (else libvirt's own default)
+    #[arg(long, global = true, env = "LIBVIRT_DEFAULT_URI", value_name = "URI")]
+    pub connect: Option<String>,
     /// One JSON object per line on standard output
     #[arg(long, global = true)]
     pub json: bool,

@@ -34,7 +34,26 @@ pub fn open_place(context: &Context, place: &VmPlace, name: Option<&str>, uuid: 
             let options = OfflineOptions { name, uuid, ..OfflineOptions::new(images.clone(), context.run_dir()) };
             Ok(Box::new(Offline::open(options)?))
         }
+        VmPlace::Libvirt(domain) => open_domain(context, domain, name, uuid),
     }
+}
+
+#[cfg(feature = "libvirt")]
+fn open_domain(context: &Context, domain: &str, name: Option<String>, uuid: Option<String>) -> Result<Box<dyn Hypervisor>, Failure> {
+    let defaults = keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir());
+    let (uri, watchdog) = (context.global.connect.clone(), Some(watchdog()?));
+    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { uri, watchdog, name, uuid, ..defaults })?)
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn open_domain(_: &Context, domain: &str, _: Option<String>, _: Option<String>) -> Result<Box<dyn Hypervisor>, Failure> {
+    #[derive(Debug, thiserror::Error)]
+    #[error("{domain:?} is a domain of libvirt's, and this keepmark was built without libvirt")]
+    struct WithoutLibvirt {
+        domain: String,
+    }
+    let hint = "name the VM by its monitor (`qmp:SOCKET`) or its images (`image:FILE`)";
+    Err(Failure::new(FailureClass::Usage, WithoutLibvirt { domain: domain.to_owned() }).with_hint(hint))
 }
 
 fn stem_of_first(images: &[(Option<String>, PathBuf)]) -> Option<String> {

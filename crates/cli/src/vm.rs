@@ -1,4 +1,4 @@
-//! How a VM is named on the command line: `qmp:SOCKET` or `image:[LABEL=]FILE[,[LABEL=]FILE]`.
+//! How a VM is named on the command line: a libvirt domain's name or UUID, `qmp:SOCKET` or `image:[LABEL=]FILE[,[LABEL=]FILE]`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,6 +13,8 @@ pub enum VmPlace {
     Qmp(PathBuf),
     /// Powered-off images with their labels.
     Images(Vec<(Option<String>, PathBuf)>),
+    /// A domain of libvirt's, by name or UUID.
+    Libvirt(String),
 }
 
 impl fmt::Display for VmPlace {
@@ -26,6 +28,8 @@ impl fmt::Display for VmPlace {
                 };
                 write!(f, "image:{}", images.iter().map(image).collect::<Vec<_>>().join(","))
             }
+            Self::Libvirt(domain) if is_bare(domain) => f.write_str(domain),
+            Self::Libvirt(domain) => write!(f, "libvirt:{domain}"),
         }
     }
 }
@@ -34,7 +38,7 @@ impl fmt::Display for VmPlace {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VmPlaceError {
     /// It begins with no known scheme.
-    #[error("{text:?} is no VM: expected qmp:SOCKET or image:[LABEL=]FILE[,[LABEL=]FILE]")]
+    #[error("{text:?} is no VM: expected [libvirt:]NAME, [libvirt:]UUID, qmp:SOCKET or image:[LABEL=]FILE[,[LABEL=]FILE]")]
     Scheme {
         /// As it came.
         text: String,
@@ -58,9 +62,17 @@ impl FromStr for VmPlace {
             Some(("qmp", "")) => Err(lacks("socket")),
             Some(("qmp", socket)) => Ok(Self::Qmp(socket.into())),
             Some(("image", images)) => images_of(images).map(Self::Images).ok_or_else(|| lacks("file")),
+            Some(("libvirt", "")) => Err(lacks("name")),
+            Some(("libvirt", domain)) => Ok(Self::Libvirt(domain.to_owned())),
+            None if is_bare(text) => Ok(Self::Libvirt(text.to_owned())),
             _ => Err(VmPlaceError::Scheme { text: text.to_owned() }),
         }
     }
+}
+
+/// What may stand for a domain without `libvirt:` before it: nothing that looks like a path or a scheme.
+fn is_bare(text: &str) -> bool {
+    !text.is_empty() && !text.contains([':', '/'])
 }
 
 /// A comma that belongs to a file's name is doubled, as on QEMU's command line.
@@ -82,7 +94,7 @@ fn image_of(text: &str) -> Option<(Option<String>, PathBuf)> {
 /// Which VM, and whose it is.
 #[derive(Debug, Clone, Args)]
 pub struct VmArguments {
-    /// qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off)
+    /// A libvirt domain's NAME or UUID, qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off)
     #[arg(value_name = "VM")]
     pub vm: VmPlace,
     /// Name of the VM (else what QEMU says, else the socket's or first image's name)
@@ -108,6 +120,8 @@ mod tests {
             ("image:/a.qcow2", images(&[(None, "/a.qcow2")])),
             ("image:vda=/a.qcow2,/b=c.raw", images(&[(Some("vda"), "/a.qcow2"), (None, "/b=c.raw")])),
             ("image:/a,,b.raw", images(&[(None, "/a,b.raw")])),
+            ("web01", VmPlace::Libvirt("web01".into())),
+            ("libvirt:a:b", VmPlace::Libvirt("a:b".into())),
         ] {
             assert_eq!(expected.to_string(), text);
             assert_eq!(text.parse(), Ok(expected), "{text}");
@@ -116,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_no_vm_says_what_was_expected() {
-        for text in ["web01", "qmp:", "image:", "image:/a,", "image:=/a", "image:vda=", "http:/x"] {
+        for text in ["", "libvirt:", "./web01", "qmp:", "image:", "image:/a,", "image:=/a", "image:vda=", "http:/x"] {
             assert!(text.parse::<VmPlace>().is_err(), "{text}");
         }
     }

@@ -157,6 +157,21 @@ impl Outstanding {
 /// # Errors
 /// When the arguments make no sense, or the guest could not be given its life back.
 pub fn run(arguments: &[OsString], input: impl Read + Send + 'static, ready: &mut dyn Write) -> Result<()> {
+    run_with(arguments, input, ready, &resume, &|agent| agent::thaw_at(agent, ANSWER_WAIT))
+}
+
+/// As [`run`], for VMs that are resumed and thawed in another way: `resume` gets the first argument, `thaw` what
+/// [`Watchdog::freezing`] was told. Both are tried again until they succeed.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    arguments: &[OsString],
+    input: impl Read + Send + 'static,
+    ready: &mut dyn Write,
+    resume: &dyn Fn(&Path) -> Result<()>,
+    thaw: &dyn Fn(&Path) -> Result<()>,
+) -> Result<()> {
     let [socket, parent] = arguments else { return Err(usage(arguments)) };
     let parent =
         parent.to_str().and_then(|text| text.parse().ok()).and_then(rustix::process::Pid::from_raw).ok_or_else(|| usage(arguments))?;
@@ -165,7 +180,7 @@ pub fn run(arguments: &[OsString], input: impl Read + Send + 'static, ready: &mu
     writeln!(ready, "{READY}").and_then(|()| ready.flush()).map_err(|source| Error::Spawn { program: "the watchdog".into(), source })?;
     let outstanding = watch(input, parent);
     let resumed = if outstanding.paused_until.is_some() { keep_trying(|| resume(Path::new(socket))) } else { Ok(()) };
-    let thawed = outstanding.frozen_until.map_or(Ok(()), |(_, agent)| keep_trying(|| agent::thaw_at(&agent, ANSWER_WAIT)));
+    let thawed = outstanding.frozen_until.map_or(Ok(()), |(_, agent)| keep_trying(|| thaw(&agent)));
     resumed.and(thawed)
 }
 

@@ -24,7 +24,7 @@ Every line is 'ok' or 'problem'; a problem names what would help and ends in exi
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DoctorArguments {
-    /// qmp:SOCKET or image:[LABEL=]FILE[,[LABEL=]FILE]
+    /// A libvirt domain's NAME or UUID, qmp:SOCKET or image:[LABEL=]FILE[,[LABEL=]FILE]
     #[arg(value_name = "VM")]
     pub vm: Option<VmPlace>,
     /// Name of the VM

@@ -17,6 +17,11 @@ pub struct WatchdogArguments {
 
 /// Runs it.
 pub fn run(arguments: &WatchdogArguments) -> Result<Outcome, Failure> {
+    #[cfg(feature = "libvirt")]
+    if keepmark_libvirt::watchdog::is_for_libvirt(&arguments.arguments) {
+        keepmark_libvirt::watchdog::run(&arguments.arguments, std::io::stdin(), &mut std::io::stdout())?;
+        return Ok(Outcome::Done);
+    }
     keepmark_qemu::watchdog::run(&arguments.arguments, std::io::stdin(), &mut std::io::stdout())?;
     Ok(Outcome::Done)
 }

@@ -31,6 +31,8 @@ use probe::Chain;
 pub struct OfflineOptions {
     /// Images, each with the label that is its disk's name, or without: then its file's stem is.
     pub images: Vec<(Option<String>, PathBuf)>,
+    /// Images whose format their owner says. Others are probed, and a guest can write any header into a raw image.
+    pub formats: Vec<(PathBuf, String)>,
     /// The VM's name; the first disk's without.
     pub name: Option<String>,
     /// The VM's UUID, if known: with it, backups taken while it ran are the same sequence.
@@ -45,7 +47,7 @@ impl OfflineOptions {
     /// The defaults for some images.
     #[must_use]
     pub fn new(images: Vec<(Option<String>, PathBuf)>, run_dir: impl Into<PathBuf>) -> Self {
-        Self { images, name: None, uuid: None, run_dir: run_dir.into(), command_timeout: Duration::from_secs(30) }
+        Self { images, formats: Vec::new(), name: None, uuid: None, run_dir: run_dir.into(), command_timeout: Duration::from_secs(30) }
     }
 }
 
@@ -87,7 +89,8 @@ impl Offline {
         for (label, path) in &options.images {
             let path = std::path::absolute(path).map_err(crate::error::file("find", path))?;
             locks.push(VmLock::take(&options.run_dir, &path)?);
-            let chain = probe::chain(&path)?;
+            let said = options.formats.iter().find(|(image, _)| *image == path).map(|(_, format)| format.as_str());
+            let chain = probe::chain(&path, said)?;
             let name = name(label.as_deref(), &path, &images, &mut names)?;
             images.push(Image { name, chain });
         }

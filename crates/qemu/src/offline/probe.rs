@@ -1,5 +1,6 @@
 //! What a powered-off image says of itself, by `qemu-img info`, which opens it for reading only. Parsing is pure.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -27,13 +28,14 @@ pub struct Chain {
     pub reply: Value,
 }
 
-/// Asks for an image and its backing chain. Changes nothing.
+/// Asks for an image and its backing chain. Changes nothing. Without `format` the active image's is probed.
 ///
 /// # Errors
 /// [`Error::ImageInUse`] when another process writes to it; otherwise when it cannot be opened or has parts that are no files.
-pub fn chain(image: &Path) -> Result<Chain> {
-    let arguments = ["info".as_ref(), "--output=json".as_ref(), "--backing-chain".as_ref(), image.as_os_str()];
-    let reply = program::run("qemu-img", arguments).map_err(|error| explain(error, image))?;
+pub fn chain(image: &Path, format: Option<&str>) -> Result<Chain> {
+    let said: Vec<&OsStr> = format.into_iter().flat_map(|format| ["-f".as_ref(), format.as_ref()]).collect();
+    let question = ["info".as_ref(), "--output=json".as_ref(), "--backing-chain".as_ref()];
+    let reply = program::run("qemu-img", question.into_iter().chain(said).chain([image.as_os_str()])).map_err(|error| explain(error, image))?;
     let reply: Value = serde_json::from_slice(&reply).map_err(|source| Error::Reply { command: "qemu-img info".into(), source })?;
     read(image, reply)
 }

@@ -1,0 +1,141 @@
+//! A connection to a hypervisor's libvirt daemon.
+
+use std::ffi::{c_ulong, c_void};
+use std::fmt;
+use std::ptr;
+use std::sync::Once;
+
+use super::{Domain, Fault, Result, c_text, number, owned_text};
+
+/// An open connection. Dropping it closes it once its domains are dropped too.
+#[derive(Debug)]
+pub(crate) struct Connect {
+    raw: virt_sys::virConnectPtr,
+}
+
+/// A version as libvirt counts: `11.3.0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version {
+    pub(crate) major: u64,
+    pub(crate) minor: u64,
+    pub(crate) micro: u64,
+}
+
+impl From<c_ulong> for Version {
+    fn from(number: c_ulong) -> Self {
+        Self { major: number / 1_000_000, minor: number / 1000 % 1000, micro: number % 1000 }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+// SAFETY: libvirt's handles may be used from any thread; only the last error belongs to the thread that called.
+#[expect(unsafe_code, reason = "the library says so of its handles")]
+unsafe impl Send for Connect {}
+
+// Without a handler of its own the library prints every failure to standard error.
+extern "C" fn silent(_: *mut c_void, _: virt_sys::virErrorPtr) {}
+
+#[expect(unsafe_code, reason = "the library's global set-up")]
+fn initialise() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: called once, before any other call; a failure shows again at the first connection.
+        unsafe {
+            virt_sys::virInitialize();
+            virt_sys::virSetErrorFunc(ptr::null_mut(), Some(silent));
+        }
+    });
+}
+
+impl Connect {
+    /// Connects; without a URI libvirt's own default is taken (`LIBVIRT_DEFAULT_URI`, its configuration, what it finds).
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn open(uri: Option<&str>) -> Result<Self> {
+        const CALL: &str = "connect";
+        initialise();
+        let uri = uri.map(|uri| c_text(CALL, uri)).transpose()?;
+        let name = uri.as_ref().map_or(ptr::null(), |uri| uri.as_ptr());
+        // SAFETY: the name is null or lives until after the call; without `auth` the library asks nobody for a password.
+        let raw = unsafe { virt_sys::virConnectOpenAuth(name, ptr::null_mut(), 0) };
+        if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Self { raw }) }
+    }
+
+    /// The URI that is really used.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn uri(&self) -> Result<String> {
+        // SAFETY: the handle is open as long as this value lives.
+        owned_text("tell its URI", unsafe { virt_sys::virConnectGetURI(self.raw) })
+    }
+
+    /// libvirtd's version.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn version(&self) -> Result<Version> {
+        let mut version: c_ulong = 0;
+        // SAFETY: the handle is open, the number outlives the call.
+        number("tell its version", unsafe { virt_sys::virConnectGetLibVersion(self.raw, &raw mut version) })?;
+        Ok(version.into())
+    }
+
+    /// All domains, running or not.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn domains(&self) -> Result<Vec<Domain>> {
+        let mut list: *mut virt_sys::virDomainPtr = ptr::null_mut();
+        // SAFETY: the handle is open; the library allocates the list and says how long it is.
+        let count = number("list the domains", unsafe { virt_sys::virConnectListAllDomains(self.raw, &raw mut list, 0) })?;
+        // SAFETY: that many handles stand there, each ours to free.
+        let domains = (0..count as usize).map(|at| Domain::from_raw(unsafe { *list.add(at) })).collect();
+        // SAFETY: the list itself is ours to free, the handles live on.
+        unsafe { libc::free(list.cast()) };
+        Ok(domains)
+    }
+
+    /// A domain by its name.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn by_name(&self, name: &str) -> Result<Domain> {
+        const CALL: &str = "look up the domain";
+        let name = c_text(CALL, name)?;
+        // SAFETY: the handle is open, the text outlives the call.
+        let raw = unsafe { virt_sys::virDomainLookupByName(self.raw, name.as_ptr()) };
+        if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Domain::from_raw(raw)) }
+    }
+
+    /// A domain by its UUID.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn by_uuid(&self, uuid: &str) -> Result<Domain> {
+        const CALL: &str = "look up the domain";
+        let uuid = c_text(CALL, uuid)?;
+        // SAFETY: as above.
+        let raw = unsafe { virt_sys::virDomainLookupByUUIDString(self.raw, uuid.as_ptr()) };
+        if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Domain::from_raw(raw)) }
+    }
+}
+
+impl Drop for Connect {
+    #[expect(unsafe_code, reason = "a call of the library")]
+    fn drop(&mut self) {
+        // SAFETY: opened by us and closed once; domains hold references of their own.
+        unsafe { virt_sys::virConnectClose(self.raw) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_read_as_people_write_them() {
+        assert_eq!(Version::from(11_003_000).to_string(), "11.3.0");
+        assert!(Version::from(7_002_022) < Version::from(9_000_000));
+    }
+
+    #[test]
+    fn a_daemon_that_is_not_there_is_a_lost_connection() {
+        let fault = Connect::open(Some("qemu+unix:///system?socket=/nonexistent/libvirt-sock")).unwrap_err();
+        assert_eq!(fault.kind, super::super::Kind::Lost, "{fault}");
+    }
+}

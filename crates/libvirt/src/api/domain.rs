@@ -1,0 +1,207 @@
+//! One domain's calls.
+
+use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::ptr;
+use std::time::Duration;
+
+use super::{Checkpoint, Fault, Result, c_text, number, owned_text};
+
+const UUID_BYTES: usize = 37;
+
+/// A domain's handle. It keeps its connection open.
+#[derive(Debug)]
+pub(crate) struct Domain {
+    raw: virt_sys::virDomainPtr,
+}
+
+// SAFETY: libvirt's handles may be used from any thread; only the last error belongs to the thread that called.
+#[expect(unsafe_code, reason = "the library says so of its handles")]
+unsafe impl Send for Domain {}
+
+/// What a domain does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DomainState {
+    /// Its processors run, or would if they had something to do.
+    Running,
+    /// It has a QEMU, whose processors stand still.
+    Paused,
+    /// It has none.
+    Off,
+}
+
+/// Which of a domain's definitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// As it is now; of a shut-off domain as it will be.
+    Current,
+    /// As it will be at its next start, with what secrets the definition holds: without them a display would come back open.
+    Next,
+}
+
+impl Domain {
+    pub(super) fn from_raw(raw: virt_sys::virDomainPtr) -> Self {
+        Self { raw }
+    }
+
+    /// Its name.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn name(&self) -> Result<String> {
+        // SAFETY: the handle lives; the text belongs to it and is copied at once.
+        let raw = unsafe { virt_sys::virDomainGetName(self.raw) };
+        if raw.is_null() {
+            return Err(Fault::last("tell the domain's name"));
+        }
+        // SAFETY: not null, ends with zero.
+        Ok(unsafe { CStr::from_ptr(raw) }.to_string_lossy().into_owned())
+    }
+
+    /// Its UUID in 8-4-4-4-12 form.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn uuid(&self) -> Result<String> {
+        let mut bytes = [0_u8; UUID_BYTES];
+        // SAFETY: the room is as long as the library says a UUID's text is.
+        number("tell the domain's UUID", unsafe { virt_sys::virDomainGetUUIDString(self.raw, bytes.as_mut_ptr().cast::<c_char>()) })?;
+        Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
+    }
+
+    /// What it does.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn state(&self) -> Result<DomainState> {
+        let (mut state, mut reason): (c_int, c_int) = (0, 0);
+        // SAFETY: the handle lives, the numbers outlive the call.
+        number("tell the domain's state", unsafe { virt_sys::virDomainGetState(self.raw, &raw mut state, &raw mut reason, 0) })?;
+        Ok(match u32::try_from(state).unwrap_or(virt_sys::VIR_DOMAIN_NOSTATE) {
+            virt_sys::VIR_DOMAIN_SHUTOFF => DomainState::Off,
+            virt_sys::VIR_DOMAIN_RUNNING | virt_sys::VIR_DOMAIN_BLOCKED | virt_sys::VIR_DOMAIN_SHUTDOWN => DomainState::Running,
+            _ => DomainState::Paused,
+        })
+    }
+
+    /// Whether it has a memory image from which its next start goes on.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn has_managed_save(&self) -> Result<bool> {
+        // SAFETY: the handle lives.
+        let answer = unsafe { virt_sys::virDomainHasManagedSaveImage(self.raw, 0) };
+        Ok(number("tell whether the domain has a managed save", answer)? > 0)
+    }
+
+    /// Its definition.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn xml(&self, view: View) -> Result<String> {
+        let flags = match view {
+            View::Current => 0,
+            View::Next => virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE,
+        };
+        // SAFETY: the handle lives.
+        owned_text("tell the domain's definition", unsafe { virt_sys::virDomainGetXMLDesc(self.raw, flags) })
+    }
+
+    /// Starts a backup, with a checkpoint at its moment or without.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>) -> Result<()> {
+        const CALL: &str = "begin the backup";
+        let backup = c_text(CALL, backup)?;
+        let checkpoint = checkpoint.map(|text| c_text(CALL, text)).transpose()?;
+        let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |text| text.as_ptr());
+        // SAFETY: the handle lives, the texts outlive the call, null stands for no checkpoint.
+        number(CALL, unsafe { virt_sys::virDomainBackupBegin(self.raw, backup.as_ptr(), checkpoint, 0) }).map(drop)
+    }
+
+    /// The running backup's description.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn backup_xml(&self) -> Result<String> {
+        // SAFETY: the handle lives.
+        owned_text("describe the running backup", unsafe { virt_sys::virDomainBackupGetXMLDesc(self.raw, 0) })
+    }
+
+    /// Whether a job (backup, migration, save ...) runs.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn has_job(&self) -> Result<bool> {
+        let mut kind: c_int = 0;
+        let mut parameters: virt_sys::virTypedParameterPtr = ptr::null_mut();
+        let mut count: c_int = 0;
+        // SAFETY: the handle lives, the places for the answer outlive the call.
+        let answer = unsafe { virt_sys::virDomainGetJobStats(self.raw, &raw mut kind, &raw mut parameters, &raw mut count, 0) };
+        number("tell of the domain's job", answer)?;
+        // SAFETY: the library allocated that many; null and none is fine.
+        unsafe { virt_sys::virTypedParamsFree(parameters, count) };
+        Ok(u32::try_from(kind) != Ok(virt_sys::VIR_DOMAIN_JOB_NONE))
+    }
+
+    /// Ends the running job; it may go on for a moment after this.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn abort_job(&self) -> Result<()> {
+        // SAFETY: the handle lives.
+        number("end the backup", unsafe { virt_sys::virDomainAbortJob(self.raw) }).map(drop)
+    }
+
+    /// Ends the block job of one disk, by its target; returns when it has ended.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn abort_block_job(&self, target: &str) -> Result<()> {
+        const CALL: &str = "end the disk's job";
+        let target = c_text(CALL, target)?;
+        // SAFETY: the handle lives, the text outlives the call.
+        number(CALL, unsafe { virt_sys::virDomainBlockJobAbort(self.raw, target.as_ptr(), 0) }).map(drop)
+    }
+
+    /// All its checkpoints.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
+        let mut list: *mut virt_sys::virDomainCheckpointPtr = ptr::null_mut();
+        // SAFETY: the handle lives; the library allocates the list and says how long it is.
+        let count = number("list the checkpoints", unsafe { virt_sys::virDomainListAllCheckpoints(self.raw, &raw mut list, 0) })?;
+        // SAFETY: that many handles stand there, each ours to free.
+        let checkpoints = (0..count as usize).map(|at| Checkpoint::from_raw(unsafe { *list.add(at) })).collect();
+        // SAFETY: the list itself is ours to free, the handles live on.
+        unsafe { libc::free(list.cast()) };
+        Ok(checkpoints)
+    }
+
+    pub(super) fn raw(&self) -> virt_sys::virDomainPtr {
+        self.raw
+    }
+
+    /// Limits how long libvirt waits for the guest agent's answers; none is libvirt's default, without end.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn limit_agent(&self, limit: Option<Duration>) -> Result<()> {
+        let seconds = limit.map_or(virt_sys::VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, |limit| {
+            i32::try_from(limit.as_millis().div_ceil(1000)).unwrap_or(i32::MAX).max(1)
+        });
+        // SAFETY: the handle lives.
+        number("limit the guest agent's time", unsafe { virt_sys::virDomainAgentSetResponseTimeout(self.raw, seconds, 0) }).map(drop)
+    }
+
+    /// Freezes the guest's file systems; gives how many.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn freeze(&self) -> Result<u32> {
+        // SAFETY: the handle lives; no list stands for all file systems.
+        number("freeze the guest's file systems", unsafe { virt_sys::virDomainFSFreeze(self.raw, ptr::null_mut(), 0, 0) })
+    }
+
+    /// Thaws them; gives how many.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn thaw(&self) -> Result<u32> {
+        // SAFETY: as above.
+        number("thaw the guest's file systems", unsafe { virt_sys::virDomainFSThaw(self.raw, ptr::null_mut(), 0, 0) })
+    }
+
+    /// Sends a command to QEMU's monitor. See `monitor`: only for questions that libvirt has no call for.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn ask_monitor(&self, command: &str) -> Result<String> {
+        const CALL: &str = "ask QEMU's monitor";
+        const FLAGS: c_uint = 0;
+        let command = c_text(CALL, command)?;
+        let mut reply: *mut c_char = ptr::null_mut();
+        // SAFETY: the handle lives, the text and the place for the answer outlive the call.
+        number(CALL, unsafe { virt_sys::virDomainQemuMonitorCommand(self.raw, command.as_ptr(), &raw mut reply, FLAGS) })?;
+        owned_text(CALL, reply)
+    }
+}
+
+impl Drop for Domain {
+    #[expect(unsafe_code, reason = "a call of the library")]
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once.
+        unsafe { virt_sys::virDomainFree(self.raw) };
+    }
+}

@@ -1,0 +1,246 @@
+//! What can go wrong with a domain, and what each of it means to the caller of the program.
+
+use std::path::PathBuf;
+
+use keepmark_model::{Failure, FailureClass};
+
+use crate::api::{Fault, Kind};
+
+/// What this crate's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+// An error's source that is of another module's private type.
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// A failure of or around one domain.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No libvirt answers.
+    #[error("cannot connect to libvirt{}", uri.as_ref().map_or_else(String::new, |uri| format!(" at {uri}")))]
+    Unreachable {
+        /// The URI, where one was given.
+        uri: Option<String>,
+        /// Whether somebody answers who does not let this user in.
+        is_denied: bool,
+        /// libvirt's own words.
+        #[source]
+        source: Source,
+    },
+    /// There is no such domain.
+    #[error("libvirt has no domain {name:?}{}", if known.is_empty() { String::new() } else { format!("; it has: {}", known.join(", ")) })]
+    NoDomain {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A call failed.
+    #[error("{message}")]
+    Refused {
+        /// The call and libvirt's own words.
+        message: String,
+        /// Whether the domain's lock was not free within libvirt's patience.
+        is_lock: bool,
+    },
+    /// A dead job holds the domain's lock.
+    #[error("domain {domain} is wedged: libvirt was killed while it began a backup, and the dead job holds the domain")]
+    Wedged {
+        /// Which.
+        domain: String,
+    },
+    /// Somebody else's job runs.
+    #[error("domain {domain} has a running {what}")]
+    Busy {
+        /// Which.
+        domain: String,
+        /// What runs.
+        what: &'static str,
+    },
+    /// XML that cannot be read.
+    #[error("cannot read libvirt's XML of {subject}")]
+    Xml {
+        /// Of what.
+        subject: String,
+        /// What is wrong with it.
+        #[source]
+        source: Source,
+    },
+    /// XML without what is always there.
+    #[error("libvirt's XML of {subject} lacks <{what}>")]
+    Lacks {
+        /// Of what.
+        subject: &'static str,
+        /// Which element.
+        what: &'static str,
+    },
+    /// QEMU's answer has not the documented shape.
+    #[error("QEMU's reply to {command} has an unknown shape")]
+    Reply {
+        /// What was asked.
+        command: String,
+        /// What was expected.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// QEMU refused a question.
+    #[error("QEMU refused {command}: {description}")]
+    Question {
+        /// What was asked.
+        command: String,
+        /// QEMU's own words.
+        description: String,
+    },
+    /// This QEMU would come to harm.
+    #[error("this QEMU ({version}) cannot export disk {disk} from its iothread: it would crash when the backup disconnects")]
+    Iothread {
+        /// Its version.
+        version: String,
+        /// Which disk.
+        disk: String,
+    },
+    /// A delta that was believed is no longer to be believed.
+    #[error("disk {disk} changed since the backup was planned: {doubt}")]
+    Changed {
+        /// Which.
+        disk: String,
+        /// What is wrong now, in words.
+        doubt: String,
+    },
+    /// The frozen moment is over before all was read: what was read last may be of later.
+    #[error("libvirt's backup of domain {domain} ended while it was read")]
+    MomentOver {
+        /// Which.
+        domain: String,
+    },
+    /// The guest's writes would fail soon.
+    #[error("only {free} bytes are free in {}: the backup is given up before the guest's writes fail", folder.display())]
+    Space {
+        /// Where the old content of overwritten blocks goes.
+        folder: PathBuf,
+        /// What is left, bytes.
+        free: u64,
+    },
+    /// There is no such disk.
+    #[error("domain {domain} has no disk {disk}")]
+    NoDisk {
+        /// Which domain.
+        domain: String,
+        /// Which disk.
+        disk: String,
+    },
+    /// The domain's name or UUID cannot be used.
+    #[error("the identity of domain {domain} cannot be used")]
+    Identity {
+        /// Which.
+        domain: String,
+        /// Why.
+        #[source]
+        source: keepmark_model::names::NameError,
+    },
+    /// A file or folder cannot be used.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The backup job did not end.
+    #[error("libvirt's backup of domain {domain} did not end within {seconds} s")]
+    NotEnded {
+        /// Which.
+        domain: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// Reading, folders and locks: what all drivers share.
+    #[error(transparent)]
+    Qemu(#[from] keepmark_qemu::Error),
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        if matches!(fault.kind, Kind::Lost | Kind::Denied) {
+            return unreachable(None, fault);
+        }
+        Self::Refused { is_lock: fault.kind == Kind::Timeout, message: fault.to_string() }
+    }
+}
+
+/// A connection that broke or was never made.
+pub(crate) fn unreachable(uri: Option<&str>, fault: Fault) -> Error {
+    let is_denied = fault.kind == Kind::Denied;
+    Error::Unreachable { uri: uri.map(str::to_owned), is_denied, source: Box::new(fault) }
+}
+
+/// Gives an I/O error its subject.
+pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::File { action, path, source }
+}
+
+impl Error {
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Unreachable { .. } | Self::NoDomain { .. } => FailureClass::Unreachable,
+            Self::Busy { .. } | Self::Refused { is_lock: true, .. } => FailureClass::Locked,
+            Self::NoDisk { .. } | Self::Identity { .. } => FailureClass::Usage,
+            Self::Refused { .. }
+            | Self::Wedged { .. }
+            | Self::Xml { .. }
+            | Self::Lacks { .. }
+            | Self::Reply { .. }
+            | Self::Question { .. }
+            | Self::Iothread { .. }
+            | Self::Changed { .. }
+            | Self::MomentOver { .. }
+            | Self::Space { .. }
+            | Self::File { .. }
+            | Self::NotEnded { .. }
+            | Self::Qemu(_) => FailureClass::Failed,
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most failures say all there is to say")]
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Unreachable { is_denied: true, .. } => "run as root, or as a member of the group libvirt".into(),
+            Self::Unreachable { .. } => {
+                "is libvirtd (or virtqemud) running? `--connect URI` or LIBVIRT_DEFAULT_URI names another one (qemu:///system, \
+                 qemu:///session); a QEMU without libvirt is named `qmp:SOCKET`"
+                    .into()
+            }
+            Self::NoDomain { .. } => "`virsh list --all` tells the names; qemu:///system and qemu:///session have their own".into(),
+            Self::Wedged { domain } => format!(
+                "shut the VM down (in the guest, or `virsh destroy {domain}`), then restart libvirtd or virtqemud, then start the VM \
+                 again; where the VM must go on: stop libvirtd, delete the line `<job ... async='backup' .../>` from \
+                 /run/libvirt/qemu/{domain}.xml, start libvirtd"
+            ),
+            Self::Busy { domain, .. } => format!("wait for it to end, or end it with `virsh domjobabort {domain}`"),
+            Self::Refused { is_lock: true, .. } => "another job holds the domain; `virsh domjobinfo` tells which".into(),
+            Self::Iothread { .. } => "use QEMU 9.0 or newer, or the disk without iothread".into(),
+            Self::Changed { .. } => "run the backup again".into(),
+            Self::Space { .. } => "give the scratch folder more space, and run the backup again".into(),
+            Self::MomentOver { .. } => "somebody ended it, or the domain was stopped; run the backup again".into(),
+            Self::NotEnded { .. } => "the next run of keepmark on this domain ends it".into(),
+            _ => return None,
+        })
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if let Error::Qemu(inner) = error {
+            return inner.into();
+        }
+        let (class, hint) = (error.class(), error.hint());
+        let failure = Self::new(class, error);
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Quiescing the guest through libvirt: frozen for as short as the backup's start takes, and thawed whatever happens.
+//!
+//! A file in the run folder says that a freeze is ours, from before it is taken until it is given back: should the watchdog die with
+//! us, the next run finds it and thaws.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use keepmark_model::seam::Freeze;
+use keepmark_qemu::WatchdogCommand;
+use keepmark_qemu::watchdog::Watchdog;
+
+use crate::api::Domain;
+use crate::error::{Result, file};
+use crate::link::Link;
+use crate::watchdog;
+
+// Beyond the deadline, before the watchdog kills us: libvirt counts in whole seconds and synchronises with the agent first.
+const SLACK: Duration = Duration::from_secs(15);
+
+/// What came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Quiet {
+    /// How long the file systems were frozen; none if they were not.
+    pub(crate) frozen: Option<Duration>,
+    /// What went otherwise than wanted.
+    pub(crate) findings: Vec<String>,
+}
+
+/// What is needed to freeze.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Means<'a> {
+    pub(crate) freeze: Freeze,
+    /// Whether the domain has an agent's channel, and whether the guest has it open.
+    pub(crate) agent: (bool, bool),
+    pub(crate) run_dir: &'a Path,
+    pub(crate) watchdog: Option<&'a WatchdogCommand>,
+}
+
+/// Does `work` with the guest's file systems frozen, if that is wanted and possible; what prevents it is a finding.
+pub(crate) fn quiesced<T>(link: &mut Link, means: Means<'_>, work: impl FnOnce(&mut Link) -> Result<T>) -> Result<(T, Quiet)> {
+    let mut quiet = Quiet::default();
+    let deadline = match (means.freeze, means.agent) {
+        (Freeze::IfPossible { deadline }, (true, true)) => deadline,
+        (Freeze::IfPossible { .. }, (true, false)) => {
+            quiet.findings.push("the guest agent is configured, but does not run in the guest; the backup is crash-consistent".into());
+            return Ok((work(link)?, quiet));
+        }
+        (Freeze::IfPossible { .. } | Freeze::Never, _) => return Ok((work(link)?, quiet)),
+    };
+    let mut hold = Hold::prepare(link, means, deadline)?;
+    match hold.freeze(link) {
+        Ok(()) => {
+            let since = Instant::now();
+            let result = work(link);
+            quiet.findings.extend(hold.give_back(link));
+            quiet.frozen = Some(since.elapsed());
+            if since.elapsed() > deadline {
+                quiet.findings.push(format!("the guest was frozen for {} ms, longer than allowed", since.elapsed().as_millis()));
+            }
+            result.map(|value| (value, quiet))
+        }
+        Err(error) => {
+            quiet.findings.push(format!("{error}; the backup is crash-consistent"));
+            // A freeze that comes late is taken back by the thaw that is sent after it.
+            quiet.findings.extend(hold.give_back(link));
+            Ok((work(link)?, quiet))
+        }
+    }
+}
+
+// Everything that must be given back.
+struct Hold {
+    watchdog: Option<Watchdog>,
+    mark: PathBuf,
+    deadline: Duration,
+}
+
+impl Hold {
+    fn prepare(link: &Link, means: Means<'_>, deadline: Duration) -> Result<Self> {
+        let start = |command| Watchdog::spawn(command, Path::new(&watchdog::subject(link.uri())));
+        let watchdog = means.watchdog.map(start).transpose()?;
+        Ok(Self { watchdog, mark: mark(means.run_dir, link.uuid()), deadline })
+    }
+
+    fn freeze(&mut self, link: &mut Link) -> Result<()> {
+        fs::write(&self.mark, link.name()).map_err(file("write", &self.mark))?;
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.freezing(self.deadline + SLACK, Path::new(link.uuid()))?;
+        }
+        link.call(|domain| domain.limit_agent(Some(self.deadline)))?;
+        link.once(Domain::freeze).map(drop)
+    }
+
+    // The watchdog still has it as outstanding if the thaw fails, and goes on trying.
+    fn give_back(mut self, link: &mut Link) -> Option<String> {
+        let thawed = link.call(Domain::thaw).or_else(|_| link.call(Domain::thaw));
+        // The limit held for our freeze only; libvirt does not tell what it was, so its default comes back.
+        drop(link.call(|domain| domain.limit_agent(None)));
+        match thawed {
+            Ok(_) => {
+                drop(self.watchdog.as_mut().map(Watchdog::thawed));
+                drop(fs::remove_file(&self.mark));
+                None
+            }
+            Err(error) => Some(format!("the guest's file systems may still be frozen: {error}")),
+        }
+    }
+}
+
+/// Thaws a guest that a dead run froze; says so.
+pub(crate) fn clean_up(link: &mut Link, run_dir: &Path) -> Result<Option<String>> {
+    let mark = mark(run_dir, link.uuid());
+    if !mark.exists() {
+        return Ok(None);
+    }
+    match link.call(Domain::thaw) {
+        Ok(_) => {
+            fs::remove_file(&mark).map_err(file("remove", &mark))?;
+            Ok(Some("freeze of the guest's file systems".into()))
+        }
+        // It may have been restarted since, or be beyond help; backups must go on. The mark stays for the next run.
+        Err(error) => Ok(Some(format!("nothing of a freeze: the guest may still be frozen, since {error}"))),
+    }
+}
+
+fn mark(run_dir: &Path, uuid: &str) -> PathBuf {
+    run_dir.join(format!("frozen-{uuid}"))
+}

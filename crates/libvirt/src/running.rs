@@ -1,0 +1,315 @@
+//! A domain with a QEMU: pull backups with libvirt's checkpoints.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keepmark_model::facts::{DiskFacts, Persistence, Power, VmFacts};
+use keepmark_model::manifest::Consistency;
+use keepmark_model::names::TEMPORARY_PREFIX;
+use keepmark_model::seam::{self, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest, SavedFile};
+use keepmark_model::trust::recorded;
+use keepmark_model::{CheckpointName, DiskName, VmIdentity};
+use keepmark_qemu::exported::Exported;
+use keepmark_qemu::qmp::Peer;
+use keepmark_qemu::temporary::Temporary;
+use keepmark_qemu::workspace::{VmLock, Workspace};
+
+use crate::api::{Domain, DomainState, Version, View};
+use crate::error::{Error, Result};
+use crate::freeze::{self, Means};
+use crate::link::Link;
+use crate::point::{Point, end_backup};
+use crate::shut_off::ShutOff;
+use crate::xml::backup::{self, BackupDisk, Export};
+use crate::xml::{DomainXml, checkpoint};
+use crate::{Options, checkpoints, disks, firmware, monitor};
+
+// Until then QEMU aborts, and the guest with it, when an NBD client leaves an export whose disk is in an iothread.
+const IOTHREADS_SAFE: Version = Version { major: 9, minor: 0, micro: 0 };
+const SOCKET_SUFFIX: &str = ".nbd";
+// A unix socket's path has 108 bytes, the last one zero.
+const SOCKET_BYTES_MAX: usize = 107;
+
+/// A running or paused domain.
+#[derive(Debug)]
+pub(crate) struct Running {
+    link: Link,
+    options: Options,
+    identity: VmIdentity,
+    // What was last told of each disk: its images.
+    told: Vec<(DiskName, Vec<String>)>,
+    locks: Vec<VmLock>,
+}
+
+impl Running {
+    pub(crate) fn open(mut link: Link, options: Options) -> Result<Self> {
+        // A wedged domain would make every call wait for half a minute before it fails.
+        job(&mut link)?;
+        let identity = identify(&link, &options)?;
+        let (_, disks, _) = look(&mut link)?;
+        let images: BTreeSet<&Path> = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.exists()).collect();
+        let locks = images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect::<keepmark_qemu::Result<_>>()?;
+        Ok(Self { link, options, identity, told: Vec::new(), locks })
+    }
+
+    fn look(&mut self) -> Result<VmFacts> {
+        let (xml, disks, skipped) = look(&mut self.link)?;
+        let images = |disk: &DiskFacts| disk.layers.iter().map(|layer| layer.image.clone()).collect();
+        self.told = disks.iter().map(|disk| (disk.facts.name.clone(), images(&disk.facts))).collect();
+        let power = match self.link.call(Domain::state)? {
+            DomainState::Running => Power::Running,
+            DomainState::Paused => Power::Paused,
+            DomainState::Off => Power::Off,
+        };
+        Ok(VmFacts {
+            identity: self.identity.clone(),
+            power,
+            hypervisor: format!("libvirt {}, qemu {}", self.link.version()?, monitor::version(&mut self.link)?),
+            disks: disks.into_iter().map(|disk| disk.facts).collect(),
+            skipped,
+            agent: xml.agent,
+        })
+    }
+
+    fn clean(&mut self) -> Result<Vec<String>> {
+        let mut said = Vec::new();
+        job(&mut self.link)?;
+        if end_backup(&mut self.link, is_our_socket)? {
+            said.push("backup job of libvirt's".into());
+        }
+        said.extend(freeze::clean_up(&mut self.link, &self.options.run_dir)?);
+        said.extend(Workspace::sweep(&self.options.scratch_dir)?);
+        said.extend(Workspace::sweep(&self.options.run_dir)?);
+        if let Some(folder) = private_folder(&mut self.link)? {
+            sweep_sockets(&folder);
+        }
+        let (_, disks, _) = look(&mut self.link)?;
+        said.extend(checkpoints::heal(&mut self.link, &facts_of(disks))?);
+        Ok(said)
+    }
+
+    fn point(&mut self, request: &PointRequest) -> Result<Point<'_>> {
+        if job(&mut self.link)? {
+            return Err(Error::Busy { domain: self.link.name().to_owned(), what: "job (another backup, a migration, a save)" });
+        }
+        let (xml, disks, _) = look(&mut self.link)?;
+        let disks = facts_of(disks);
+        self.check(&xml, &disks, request)?;
+        let prepared = self.prepare(&xml, request)?;
+        let parts = parts(&disks, request, &prepared);
+        let starts = request.checkpoint.as_ref().and_then(|name| {
+            let on = stored(&disks, request);
+            (!on.is_empty()).then(|| checkpoint::begin(name, &prepared.all, &on))
+        });
+        let means = Means {
+            freeze: request.freeze,
+            agent: (xml.agent && self.link.call(Domain::state)? == DomainState::Running, xml.agent_connected),
+            run_dir: &self.options.run_dir,
+            watchdog: self.options.watchdog.as_ref(),
+        };
+        let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&backup::write(&prepared.socket, &parts), starts.as_deref()));
+        let begun = freeze::quiesced(&mut self.link, means, begin);
+        let quiet = match begun {
+            Ok(((), quiet)) => quiet,
+            Err(error) => return Err(self.undo(error, &prepared, request)),
+        };
+        let consistency = if quiet.frozen.is_some() { Consistency::Application } else { Consistency::Crash };
+        let moment = Moment { pause: Duration::ZERO, frozen: quiet.frozen, consistency, findings: quiet.findings };
+        let exports = exports(request, &prepared);
+        let Prepared { socket, folders, scratch, .. } = prepared;
+        Ok(Point { link: &mut self.link, moment, exports, scratch, socket, _folders: folders, is_over: false })
+    }
+
+    // Between the plan and the point somebody may have removed a bitmap, or exchanged an image by one with bitmaps of the same name.
+    // What happens after this look, libvirt sees: it checks the bitmaps itself before it uses them.
+    fn check(&mut self, xml: &DomainXml, disks: &[DiskFacts], request: &PointRequest) -> Result<()> {
+        for wanted in &request.disks {
+            let disk = disk_of(disks, wanted).ok_or_else(|| Error::NoDisk { domain: xml.name.clone(), disk: wanted.name.to_string() })?;
+            let Some(since) = &wanted.since else { continue };
+            let changed = |doubt: String| Error::Changed { disk: wanted.name.to_string(), doubt };
+            recorded(disk, since).map_err(|doubt| changed(doubt.to_string()))?;
+            let is_other = |told: &[String]| !told.iter().eq(disk.layers.iter().map(|layer| &layer.image));
+            if self.told.iter().any(|(name, images)| *name == wanted.name && is_other(images)) {
+                return Err(changed("its images are others".into()));
+            }
+        }
+        let targets: Vec<&str> = request.disks.iter().map(|disk| disk.name.as_str()).collect();
+        let Some(threaded) = disks::in_iothread(xml, &targets) else { return Ok(()) };
+        let version = monitor::version(&mut self.link)?;
+        if version >= IOTHREADS_SAFE {
+            Ok(())
+        } else {
+            Err(Error::Iothread { version: version.to_string(), disk: threaded.target.clone() })
+        }
+    }
+
+    fn prepare(&mut self, xml: &DomainXml, request: &PointRequest) -> Result<Prepared> {
+        let names = Temporary::new(&request.run);
+        // Without a word of libvirt's, QEMU is this user's (qemu:///session).
+        let peer = xml.owner.map(|(uid, gid)| Peer { pid: 0, uid, gid });
+        let folder = |parent: &Path, run: &str| -> Result<Workspace> {
+            let folder = Workspace::create(parent, run)?;
+            peer.as_ref().map_or(Ok(()), |peer| folder.give_to(peer))?;
+            Ok(folder)
+        };
+        let scratch = folder(&self.options.scratch_dir, &format!("{}-scratch", names.run()))?;
+        let scratch_path = scratch.path().to_owned();
+        let mut folders = vec![scratch];
+        let private = if xml.confined { private_folder(&mut self.link)? } else { None };
+        let private = private.map(|folder| folder.join(format!("{TEMPORARY_PREFIX}{}{SOCKET_SUFFIX}", names.run())));
+        let socket = match private.filter(|path| path.as_os_str().len() <= SOCKET_BYTES_MAX) {
+            Some(path) => path,
+            None => {
+                let workspace = folder(&self.options.run_dir, names.run())?;
+                let path = workspace.path().join("nbd");
+                folders.push(workspace);
+                path
+            }
+        };
+        let all = xml.disks.iter().map(|disk| disk.target.clone()).collect();
+        Ok(Prepared { names, all, socket, scratch: scratch_path, folders })
+    }
+
+    // After a failed start nothing of it may stay; what happened before libvirt failed is found by asking.
+    fn undo(&mut self, error: Error, prepared: &Prepared, request: &PointRequest) -> Error {
+        if let Err(wedged @ Error::Wedged { .. }) = job(&mut self.link) {
+            return wedged;
+        }
+        // The first failure is what counts; what cannot be undone is found by the next run.
+        drop(end_backup(&mut self.link, |socket| Path::new(socket) == prepared.socket));
+        drop(std::fs::remove_file(&prepared.socket));
+        if let Some(name) = &request.checkpoint {
+            drop(checkpoints::delete(&mut self.link, std::slice::from_ref(name), facts));
+        }
+        error
+    }
+
+    fn remove(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
+        if self.link.call(Domain::state)? != DomainState::Off {
+            return Ok(checkpoints::delete(&mut self.link, names, facts)?);
+        }
+        // It ended meanwhile: its bitmaps are in its images now.
+        self.locks.clear();
+        let link = Link::open(Some(self.link.uri()), self.link.uuid())?;
+        ShutOff::open(link, self.options.clone())?.remove_and_close(names)
+    }
+}
+
+// What a point needs before it is begun.
+struct Prepared {
+    names: Temporary,
+    all: Vec<String>,
+    socket: PathBuf,
+    scratch: PathBuf,
+    folders: Vec<Workspace>,
+}
+
+/// The name of a domain's backups.
+pub(crate) fn identify(link: &Link, options: &Options) -> Result<VmIdentity> {
+    let (name, uuid) = (options.name.as_deref().unwrap_or(link.name()), options.uuid.as_deref().unwrap_or(link.uuid()));
+    VmIdentity::new(name, Some(uuid)).map_err(|source| Error::Identity { domain: link.name().to_owned(), source })
+}
+
+/// Whether a job runs; a dead one that libvirt cannot end is an error of its own.
+fn job(link: &mut Link) -> Result<bool> {
+    match link.attempt(Domain::has_job)? {
+        Err(fault) if fault.message.contains("job data missing") => Err(Error::Wedged { domain: link.name().to_owned() }),
+        other => Ok(other?),
+    }
+}
+
+type Look = (DomainXml, Vec<keepmark_qemu::disks::Disk>, Vec<keepmark_model::facts::SkippedDisk>);
+
+fn look(link: &mut Link) -> Result<Look> {
+    let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
+    let survey = monitor::look(link)?;
+    let (disks, skipped) = disks::join(&xml, &survey);
+    Ok((xml, disks, skipped))
+}
+
+fn facts(link: &mut Link) -> Result<Vec<DiskFacts>> {
+    look(link).map(|(_, disks, _)| facts_of(disks))
+}
+
+fn facts_of(disks: Vec<keepmark_qemu::disks::Disk>) -> Vec<DiskFacts> {
+    disks.into_iter().map(|disk| disk.facts).collect()
+}
+
+fn disk_of<'a>(disks: &'a [DiskFacts], wanted: &PointDisk) -> Option<&'a DiskFacts> {
+    disks.iter().find(|disk| disk.name == wanted.name)
+}
+
+// libvirt makes checkpoints only where the image can keep them.
+fn stored(disks: &[DiskFacts], request: &PointRequest) -> Vec<String> {
+    let can = |wanted: &&PointDisk| disk_of(disks, wanted).is_some_and(|disk| disk.persistence == Persistence::Stored);
+    request.disks.iter().filter(can).map(|disk| disk.name.to_string()).collect()
+}
+
+fn parts(disks: &[DiskFacts], request: &PointRequest, prepared: &Prepared) -> Vec<BackupDisk> {
+    let export = |number: usize, wanted: &PointDisk| Export {
+        name: prepared.names.node("e", number),
+        since: wanted.since.clone().map(|since| (since, prepared.names.delta())),
+        scratch: prepared.scratch.join(format!("{number}.qcow2")).to_string_lossy().into_owned(),
+    };
+    let part = |target: &String| {
+        let wanted = request.disks.iter().enumerate().find(|(_, wanted)| wanted.name.as_str() == target);
+        let wanted = wanted.filter(|(_, wanted)| disk_of(disks, wanted).is_some());
+        BackupDisk { target: target.clone(), export: wanted.map(|(number, wanted)| export(number, wanted)) }
+    };
+    prepared.all.iter().map(part).collect()
+}
+
+fn exports(request: &PointRequest, prepared: &Prepared) -> Vec<Exported> {
+    let context = || format!("qemu:dirty-bitmap:{}", prepared.names.delta());
+    let export = |(number, wanted): (usize, &PointDisk)| Exported {
+        disk: wanted.name.clone(),
+        export: prepared.names.node("e", number),
+        delta: wanted.since.as_ref().map(|_| context()),
+    };
+    request.disks.iter().enumerate().map(export).collect()
+}
+
+// A confined QEMU may make sockets in the folder that libvirt gave it, whatever AppArmor and SELinux forbid elsewhere.
+fn private_folder(link: &mut Link) -> Result<Option<PathBuf>> {
+    let sockets = monitor::sockets(link)?;
+    let monitor = sockets.into_iter().find(|(label, _)| label == "charmonitor");
+    Ok(monitor.and_then(|(_, path)| Some(Path::new(&path).parent()?.to_owned())).filter(|folder| folder.is_absolute() && folder.is_dir()))
+}
+
+fn is_our_socket(socket: &str) -> bool {
+    Path::new(socket).iter().any(|part| part.to_string_lossy().starts_with(TEMPORARY_PREFIX))
+}
+
+// No backup of ours runs when this is called, and another keepmark is kept off by its lock.
+fn sweep_sockets(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let ours = |name: &str| name.starts_with(TEMPORARY_PREFIX) && name.ends_with(SOCKET_SUFFIX);
+    entries.filter(|entry| ours(&entry.file_name().to_string_lossy())).for_each(|entry| drop(std::fs::remove_file(entry.path())));
+}
+
+impl Hypervisor for Running {
+    fn facts(&mut self) -> seam::Result<VmFacts> {
+        Ok(self.look()?)
+    }
+
+    fn clean_up(&mut self) -> seam::Result<Vec<String>> {
+        Ok(self.clean()?)
+    }
+
+    fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
+        Ok(Box::new(self.point(request)?))
+    }
+
+    fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
+        self.remove(names)
+    }
+
+    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
+        Ok(firmware::saved(&mut self.link, true)?)
+    }
+
+    fn close(self: Box<Self>) -> seam::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! A shut-off domain: libvirt can neither back it up nor change its bitmaps, so its images are opened by qemu-storage-daemon.
+
+use std::path::PathBuf;
+
+use keepmark_model::facts::{SkippedDisk, VmFacts};
+use keepmark_model::manifest::Consistency;
+use keepmark_model::seam::{self, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
+use keepmark_model::{CheckpointName, DiskName};
+use keepmark_qemu::{Offline, OfflineOptions};
+
+use crate::api::{Domain, DomainState, View};
+use crate::error::{Error, Result};
+use crate::link::Link;
+use crate::running::identify;
+use crate::xml::{DiskXml, DomainXml, Source};
+use crate::{Options, checkpoints, firmware};
+
+/// A shut-off domain.
+#[derive(Debug)]
+pub(crate) struct ShutOff {
+    link: Link,
+    offline: Box<Offline>,
+    skipped: Vec<SkippedDisk>,
+    agent: bool,
+}
+
+impl ShutOff {
+    pub(crate) fn open(mut link: Link, options: Options) -> Result<Self> {
+        let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
+        let identity = identify(&link, &options)?;
+        let mut skipped = Vec::new();
+        let mut images = Vec::new();
+        let mut formats = Vec::new();
+        for disk in &xml.disks {
+            match image(disk) {
+                Ok(path) => {
+                    formats.push((path.clone(), disk.format.clone()));
+                    images.push((Some(disk.target.clone()), path));
+                }
+                Err(why) => skipped.push(SkippedDisk { name: disk.target.clone(), why }),
+            }
+        }
+        let defaults = OfflineOptions::new(images, options.run_dir);
+        let options = OfflineOptions { name: Some(identity.name), uuid: identity.uuid, formats, ..defaults };
+        let offline = Box::new(Offline::open(options)?);
+        Ok(Self { link, offline, skipped, agent: xml.agent })
+    }
+
+    fn heal(&mut self) -> seam::Result<Vec<String>> {
+        let facts = self.offline.facts()?;
+        let repairs = checkpoints::repairs(&facts.disks, &checkpoints::known(&mut self.link)?);
+        let mut said = Vec::new();
+        // Orphans wait until the domain runs: libvirt cannot look at the bitmaps of one that does not.
+        for name in &repairs.forget {
+            checkpoints::forget(&mut self.link, name)?;
+            said.push(format!("libvirt's record of checkpoint {name}, whose bitmaps are gone"));
+        }
+        Ok(said)
+    }
+
+    fn remove(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
+        self.offline.remove_checkpoints(names)?;
+        names.iter().try_for_each(|name| Ok(checkpoints::forget(&mut self.link, name)?))
+    }
+
+    /// Removes checkpoints and closes the images.
+    pub(crate) fn remove_and_close(mut self, names: &[CheckpointName]) -> seam::Result<()> {
+        let removed = self.remove(names);
+        self.offline.close().and(removed)
+    }
+
+    // Somebody may have started it since it was opened; its images are then held by its QEMU.
+    fn check(&mut self) -> Result<()> {
+        if self.link.call(Domain::state)? == DomainState::Off {
+            return Ok(());
+        }
+        Err(Error::Busy { domain: self.link.name().to_owned(), what: "QEMU: it was started meanwhile" })
+    }
+}
+
+// Where a disk's image is, or why it is not backed up.
+fn image(disk: &DiskXml) -> std::result::Result<PathBuf, String> {
+    if let Some(why) = disk.left_out() {
+        return Err(why);
+    }
+    match &disk.source {
+        Source::File(path) | Source::Block(path) => Ok(path.into()),
+        Source::Volume { pool, volume } => Err(format!("it is volume {volume} of pool {pool}: only a running domain tells where that is")),
+        Source::Network(protocol) => Err(format!("it is on the network ({protocol}): only a running domain reads it")),
+        Source::Empty | Source::Other(_) => Err("it has no image".into()),
+    }
+}
+
+impl Hypervisor for ShutOff {
+    fn facts(&mut self) -> seam::Result<VmFacts> {
+        let mut facts = self.offline.facts()?;
+        facts.hypervisor = format!("libvirt {}, {}", self.link.version()?, facts.hypervisor);
+        facts.skipped.extend(self.skipped.iter().cloned());
+        facts.agent = self.agent;
+        Ok(facts)
+    }
+
+    fn clean_up(&mut self) -> seam::Result<Vec<String>> {
+        let mut said = self.offline.clean_up()?;
+        said.extend(self.heal()?);
+        Ok(said)
+    }
+
+    fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
+        self.check()?;
+        let is_saved = self.link.call(Domain::has_managed_save)?;
+        let point = self.offline.begin(request)?;
+        if !is_saved {
+            return Ok(point);
+        }
+        let mut moment = point.moment().clone();
+        moment.consistency = Consistency::Crash;
+        moment.findings.push("the domain has a managed save: its disks are as the guest left them in the middle of its work".into());
+        Ok(Box::new(SavedPoint { point, moment }))
+    }
+
+    fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
+        self.remove(names)
+    }
+
+    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
+        let mut files = self.offline.definition()?;
+        files.extend(firmware::saved(&mut self.link, false)?);
+        Ok(files)
+    }
+
+    fn close(mut self: Box<Self>) -> seam::Result<()> {
+        let facts = self.offline.facts();
+        self.offline.close()?;
+        // What libvirt does not take now is an orphan that is adopted when the domain runs.
+        if let Ok(facts) = facts {
+            drop(checkpoints::note(&mut self.link, &facts.disks));
+        }
+        Ok(())
+    }
+}
+
+// A point of images whose guest is not shut down, but stored in the middle of its work.
+struct SavedPoint<'a> {
+    point: Box<dyn FrozenPoint + 'a>,
+    moment: Moment,
+}
+
+impl FrozenPoint for SavedPoint<'_> {
+    fn moment(&self) -> &Moment {
+        &self.moment
+    }
+
+    fn disk(&mut self, name: &DiskName) -> seam::Result<Box<dyn FrozenDisk>> {
+        self.point.disk(name)
+    }
+
+    fn release(self: Box<Self>) -> seam::Result<()> {
+        self.point.release()
+    }
+}

@@ -1,0 +1,8 @@
+//! libvirt's XML: reading what a domain says, writing what a backup and a checkpoint are. Pure.
+
+pub(crate) mod backup;
+pub(crate) mod checkpoint;
+pub(crate) mod domain;
+mod write;
+
+pub use domain::{DiskXml, DomainXml, Firmware, Source};
