@@ -201,9 +201,7 @@ impl<'h> Domain<'h> {
     #[must_use]
     #[track_caller]
     pub fn backup_socket(&self) -> Option<PathBuf> {
-        let xml = self.try_virsh("backup-dumpxml", &[]).ok()?;
-        let (_, rest) = xml.split_once("socket='")?;
-        rest.split('\'').next().map(PathBuf::from)
+        attribute(&self.try_virsh("backup-dumpxml", &[]).ok()?, "socket").map(PathBuf::from)
     }
 
     /// Waits for a backup job and copies its frozen moment, as libvirt serves it, into `dir`, which is made.
@@ -211,9 +209,12 @@ impl<'h> Domain<'h> {
     #[must_use]
     #[track_caller]
     pub fn witness_of_backup(&self, dir: &Path) -> Witness {
-        let socket = wait_for("a backup job of libvirt", BOOT_TIMEOUT, || self.backup_socket());
+        let xml = wait_for("a backup job of libvirt", BOOT_TIMEOUT, || self.try_virsh("backup-dumpxml", &[]).ok());
+        let socket = attribute(&xml, "socket").or_fail("the job serves on no socket");
         Witness::by(&self.disks, dir, |disk, copy| {
-            let export = PathBuf::from(format!("nbd+unix:///{}?socket={}", disk.name, socket.display()));
+            let tag = xml.split('<').find(|tag| tag.starts_with("disk ") && attribute(tag, "name").as_ref() == Some(&disk.name));
+            let export = tag.and_then(|tag| attribute(tag, "exportname")).unwrap_or_else(|| disk.name.clone());
+            let export = PathBuf::from(format!("nbd+unix:///{export}?socket={socket}"));
             image::convert(&export, Format::Raw, copy, Format::Raw);
         })
     }
@@ -236,4 +237,10 @@ impl<'h> Domain<'h> {
         serial.wait_for("KM-READY", BOOT_TIMEOUT);
         serial
     }
+}
+
+/// The first attribute of this name. Nothing that a test reads so is escaped.
+fn attribute(xml: &str, name: &str) -> Option<String> {
+    let (_, rest) = xml.split_once(&format!(" {name}='"))?;
+    rest.split('\'').next().map(str::to_owned)
 }

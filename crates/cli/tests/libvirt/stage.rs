@@ -1,0 +1,218 @@
+//! A libvirt host with a store, and the judgement of a backup.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keepmark_testkit::image::{self, Format};
+use keepmark_testkit::process::wait_for;
+use keepmark_testkit::{Disk, Domain, Keepmark, KeepmarkRun, LibvirtHost, Restic, RunningKeepmark, Witness, tmp};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub const MIB: u64 = 1 << 20;
+pub const SIZE: u64 = 16 * MIB;
+pub const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A folder of a test with a libvirt host and a store. Nothing outside of it is written.
+pub struct Stage {
+    /// The host; it ends before its folder goes.
+    pub host: LibvirtHost,
+    /// The program with the store `store`, which finds the host by itself.
+    pub keepmark: Keepmark,
+    dir: TempDir,
+}
+
+/// A keepmark that stands still while libvirt serves it a frozen moment.
+pub struct Midway {
+    running: RunningKeepmark,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        let dir = tmp();
+        let host = LibvirtHost::start(&dir.path().join("host"));
+        let home = dir.path().join("home");
+        let keepmark = Keepmark::new(&home).store(&dir.path().join("store")).env("LIBVIRT_DEFAULT_URI", &host.uri());
+        let folder = home.join(".config/keepmark");
+        std::fs::create_dir_all(&folder).unwrap();
+        let place = |key: &str, name: &str| format!("{key} = {:?}\n", dir.path().join(name));
+        let folders = [place("run_dir", "run"), place("scratch_dir", "scratch"), place("cache_dir", "cache")].concat();
+        std::fs::write(folder.join("keepmark.toml"), folders).unwrap();
+        keepmark.ok(&["init"]);
+        Self { host, keepmark, dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A path that nobody had yet.
+    pub fn fresh(&self, kind: &str) -> PathBuf {
+        let used = std::fs::read_dir(self.dir.path()).unwrap().count();
+        (used..).map(|number| self.path(&format!("{kind}{number}"))).find(|path| !path.exists()).unwrap()
+    }
+
+    /// A qcow2 image with 8 MiB of data from 1 MiB on.
+    pub fn disk(&self, name: &str) -> Disk {
+        let file = self.path(&format!("{name}.qcow2"));
+        image::create(&file, Format::Qcow2, SIZE);
+        image::fill_random(&file, Format::Qcow2, name.len() as u64, MIB, 8 << 20);
+        Disk::qcow2(name, &file)
+    }
+
+    /// The running domain `vm` with the disks `vda` and `sda`.
+    pub fn domain(&self) -> Domain<'_> {
+        self.host.domain("vm").disk(self.disk("vda")).disk(self.disk("sda")).start()
+    }
+
+    /// The same, backed up once.
+    pub fn backed_up(&self) -> Domain<'_> {
+        let domain = self.domain();
+        self.judge(&domain, "full", &["first backup"]);
+        domain
+    }
+
+    /// Plans and backs up a domain in which nobody writes, and judges both: the kind, words of the reason, and what is restored.
+    #[track_caller]
+    pub fn judge(&self, domain: &Domain<'_>, kind: &str, words: &[&str]) -> Value {
+        let (others, state) = (Marks::of_others(domain), domain.state());
+        let plan = self.keepmark.ok(&["plan", domain.name(), "--json"]).event("plan");
+        assert_eq!(plan["kind"], kind, "{plan}");
+        let finished = self.backup(domain, &[]);
+        assert_eq!(finished["kind"], kind, "{finished}");
+        let reason = finished["reason"].as_str().unwrap();
+        assert!(words.iter().all(|word| reason.contains(word)), "{words:?} are not said: {reason}");
+        self.compare(&finished, &self.witness(domain));
+        assert_eq!((Marks::of_others(domain), domain.state()), (others, state));
+        self.assert_clean(domain);
+        finished
+    }
+
+    /// Backs up and gives the object `finished`.
+    #[track_caller]
+    pub fn backup(&self, domain: &Domain<'_>, arguments: &[&str]) -> Value {
+        self.keepmark.backup(domain.name(), arguments)
+    }
+
+    /// The disks as they are now.
+    #[track_caller]
+    pub fn witness(&self, domain: &Domain<'_>) -> Witness {
+        domain.witness(&self.fresh("witness"))
+    }
+
+    /// Restores a finished backup and compares it byte for byte.
+    #[track_caller]
+    pub fn compare(&self, finished: &Value, witness: &Witness) {
+        let to = self.fresh("out");
+        self.keepmark.ok(&["restore", finished["backup"].as_str().unwrap(), "--to", to.to_str().unwrap()]);
+        witness.assert_restored(&to, Format::Raw);
+        std::fs::remove_dir_all(to).unwrap();
+    }
+
+    /// Fails the test if keepmark left anything but checkpoints on which libvirt and QEMU agree.
+    #[track_caller]
+    pub fn assert_clean(&self, domain: &Domain<'_>) {
+        let ours = Marks::of_ours(domain);
+        assert_eq!(ours.in_libvirt, ours.in_qemu);
+        assert!(!ours.in_qemu.iter().any(|name| name.starts_with("km1tmp")), "{ours:?}");
+        assert!(ours.in_libvirt.len() <= 1, "a checkpoint that nothing builds on was kept: {ours:?}");
+        if domain.state() != "shut off" {
+            assert_eq!(domain.qmp("query-jobs", json!({})), json!([]));
+            assert_eq!(domain.qmp("query-block-exports", json!({})), json!([]));
+            let nodes = domain.qmp("query-named-block-nodes", json!({"flat": true})).to_string();
+            assert!(!nodes.contains(self.path("scratch").to_str().unwrap()) && !nodes.contains("km1tmp"), "{nodes}");
+            let job = domain.virsh("domjobinfo", &[]);
+            assert!(job.contains("None"), "{job}");
+        }
+        for folder in ["run", "scratch", "store/tmp", "store/locks"] {
+            let left: Vec<PathBuf> =
+                std::fs::read_dir(self.path(folder)).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+            assert!(left.is_empty(), "left over: {left:?}");
+        }
+    }
+
+    /// Starts a backup and stops it when libvirt is about to serve a frozen moment.
+    #[track_caller]
+    pub fn midway(&self, domain: &Domain<'_>) -> Midway {
+        let running = self.keepmark.spawn(&["backup", domain.name(), "--json"]);
+        // libvirtd answers first when everything is there; until then keepmark waits for it.
+        wait_for("the socket of a frozen moment", TIMEOUT, || self.has_socket().then_some(()));
+        running.process.signal(Signal::STOP);
+        wait_for("libvirt's backup job", TIMEOUT, || domain.backup_socket());
+        Midway { running }
+    }
+
+    fn has_socket(&self) -> bool {
+        ["run", "scratch"].iter().any(|name| holds_socket(&self.path(name)))
+    }
+
+    pub fn restic(&self) -> Restic {
+        Restic::new(&self.path("store"), "password")
+    }
+}
+
+impl Midway {
+    /// Lets it go on and waits for its end.
+    #[track_caller]
+    pub fn go_on(self) -> KeepmarkRun {
+        self.running.process.signal(Signal::CONT);
+        self.running.wait(TIMEOUT)
+    }
+
+    /// Kills it.
+    pub fn kill9(mut self) {
+        self.running.process.kill9();
+    }
+}
+
+/// Names of checkpoints and bitmaps.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Those that libvirt lists.
+    pub in_libvirt: BTreeSet<String>,
+    /// Those that are in QEMU, or in the images of a domain that is off.
+    pub in_qemu: BTreeSet<String>,
+}
+
+impl Marks {
+    pub fn of_ours(domain: &Domain<'_>) -> Self {
+        Self::which(domain, |name| name.starts_with("km1"))
+    }
+
+    pub fn of_others(domain: &Domain<'_>) -> Self {
+        Self::which(domain, |name| !name.starts_with("km1"))
+    }
+
+    fn which(domain: &Domain<'_>, wanted: impl Fn(&str) -> bool) -> Self {
+        let bitmaps = if domain.state() == "shut off" {
+            domain.disks().iter().flat_map(|disk| image::bitmaps(&domain.source(&disk.name))).collect()
+        } else {
+            domain.bitmaps().into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+        };
+        let set = |names: Vec<String>| names.into_iter().filter(|name| wanted(name)).collect();
+        Self { in_libvirt: set(domain.checkpoints()), in_qemu: set(bitmaps) }
+    }
+}
+
+fn holds_socket(folder: &Path) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => holds_socket(&entry.path()),
+        Ok(kind) => kind.is_socket(),
+        Err(_) => false,
+    })
+}
+
+/// What a finished backup says of a disk.
+#[track_caller]
+pub fn of_disk<'a>(finished: &'a Value, name: &str) -> &'a Value {
+    finished["disks"].as_array().unwrap().iter().find(|disk| disk["name"] == name).unwrap()
+}
+
+/// The checkpoint of a finished backup.
+#[track_caller]
+pub fn checkpoint(finished: &Value) -> &str {
+    finished["checkpoint"].as_str().unwrap()
+}
