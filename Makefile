@@ -13,7 +13,7 @@ export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: crash simulate sabotage help deps bench-deps build lint test demo bench bench-growth fuzz clean
+.PHONY: crash mutants simulate sabotage help deps bench-deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ simulate: ## SEEDS=N [SEED=S]: simulated histories with faults at every effect; 
 
 sabotage: ## break one rule after the other and count the histories until the simulation notices
 	$(CARGO) run --release -p keepmark-engine --features sabotage --example sabotage
+
+mutants: ## change the decisions in `model` one by one: the crate's own tests must notice each (half an hour)
+	[ -x target/tools/bin/cargo-mutants ] || $(CARGO) install cargo-mutants --version 27.1.0 --locked --root target/tools
+	CARGO_PROFILE_DEV_DEBUG=0 target/tools/bin/cargo-mutants mutants --package keepmark-model --jobs 1 --output target
 
 fuzz: ## longer property tests of everything that is parsed from outside
 	PROPTEST_CASES=20000 $(CARGO) test --release -p keepmark-nbd -p keepmark-model --lib

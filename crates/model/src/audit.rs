@@ -1,8 +1,8 @@
 //! Audit: what of the blocks that the bitmaps call clean is looked at again, and what that proves.
 //!
 //! Three checks cost next to nothing beside an incremental. *End*: a disk that was cut and grown back lost everything behind the
-//! cut, so it lost the last of its clean data: if that one chunk is as it was, no cut harmed anything clean, however large the disk
-//! is and wherever the cut lay. *Allocation*: a clean chunk that is a hole now and held data in the base
+//! cut, so it lost the last of its clean data: if that one chunk is as it was, and what lies in its cluster and holds data behind it, no
+//! cut harmed anything clean, however large the disk is and wherever the cut lay. *Allocation*: a clean chunk that is a hole now and held data in the base
 //! is a contradiction at once; one whose holes and data lie otherwise than the base's may be one, and is read. *Sample*: clean
 //! chunks chosen at random are read and compared with the base by hash. All have bounds that do not grow with the disk.
 
@@ -14,6 +14,8 @@ use crate::extents::{ChunkIndex, ChunkSize, Extent, Extents, Size};
 pub const WINDOW_BYTES: u64 = 16 << 30;
 /// The first window in which the last clean data are looked for.
 const END_BYTES: u64 = 64 << 20;
+/// Most chunks that are compared at the end.
+pub const END_CHUNKS_MAX: usize = 64;
 /// Fewest chunks that the default sample reads.
 pub const SAMPLE_CHUNKS_MIN: u64 = 4;
 /// The default sample reads at most this share of what the incremental reads, in percent.
@@ -79,6 +81,29 @@ pub fn windows_from_end(size: Size) -> impl Iterator<Item = Extent> {
 #[must_use]
 pub fn last_clean(data_then: &Extents, changed: &Extents, chunk: ChunkSize) -> Option<ChunkIndex> {
     data_then.difference(changed).iter().next_back().map(|extent| chunk.index(extent.end - 1))
+}
+
+/// Where the end that is looked at begins: with the cluster of the last clean data, or at the disk's start where there are none.
+///
+/// A cut inside a cluster leaves what is behind it in its cluster: it comes back when the disk grows again, but the bits that were set for
+/// it do not. So all that is clean in that cluster, and whatever holds data behind it that the base does not know of, may be such a rest.
+#[must_use]
+pub fn end(last: Option<ChunkIndex>, cluster: u64, chunk: ChunkSize, size: Size) -> Extent {
+    let start = last.map_or(0, |last| chunk.extent(last, size).start);
+    Extent::new(start / cluster.max(1) * cluster.max(1), size.0)
+}
+
+/// The clean chunks of the end that hold data now or held some in the base; of very many, the last ones.
+///
+/// An image that is thick with zeros behind its data would else be read whole each time; there the sample has to find a cut.
+#[must_use]
+pub fn end_chunks(end: Extent, changed: &Extents, now: &Extents, then: &Extents, chunk: ChunkSize, size: Size) -> Vec<ChunkIndex> {
+    let end = Extents::from_iter([end]);
+    let clean = end.round_out(chunk, size).difference(changed);
+    let mut chunks: Vec<ChunkIndex> = now.union(then).round_out(chunk, size).intersection(&clean).chunks(chunk).collect();
+    let surplus = chunks.len().saturating_sub(END_CHUNKS_MAX);
+    chunks.drain(..surplus);
+    chunks
 }
 
 /// Compares allocation now with the base's within a window.
@@ -189,6 +214,30 @@ mod tests {
     }
 
     #[test]
+    fn the_end_is_the_cluster_of_the_last_clean_data_and_what_appeared_behind_it() {
+        let size = Size(12 * CHUNK);
+        assert_eq!(end(Some(ChunkIndex(5)), 4 * CHUNK, chunk(), size), Extent::new(4 * CHUNK, size.0));
+        assert_eq!(end(Some(ChunkIndex(5)), 1, chunk(), size), Extent::new(5 * CHUNK, size.0));
+        assert_eq!(end(None, 4 * CHUNK, chunk(), size), Extent::new(0, size.0));
+        // 4: then and now, 5: last clean data, 6: changed, 7: hole, 9: half of it appeared
+        let (changed, then) = (chunks(&[(6, 7)]), chunks(&[(0, 2), (4, 7)]));
+        let mut now = chunks(&[(0, 2), (4, 7)]);
+        now.push(Extent::at(9 * CHUNK, 512));
+        let found = end_chunks(Extent::new(4 * CHUNK, size.0), &changed, &now, &then, chunk(), size);
+        assert_eq!(found, [4, 5, 9].map(ChunkIndex));
+        // A chunk that became a hole is compared too.
+        let found = end_chunks(Extent::new(4 * CHUNK, size.0), &changed, &chunks(&[]), &then, chunk(), size);
+        assert_eq!(found, [4, 5].map(ChunkIndex));
+    }
+
+    #[test]
+    fn of_very_many_chunks_at_the_end_the_last_ones_are_compared() {
+        let size = Size(1000 * CHUNK);
+        let found = end_chunks(Extent::new(0, size.0), &Extents::new(), &Extents::whole(size), &Extents::new(), chunk(), size);
+        assert_eq!((found.len(), found.first(), found.last()), (END_CHUNKS_MAX, Some(&ChunkIndex(936)), Some(&ChunkIndex(999))));
+    }
+
+    #[test]
     fn each_pair_of_then_and_now_has_its_answer() {
         // chunk 0 data/data, 1 data then and hole now, 2 hole then and data now, 3 changed, 4 hole/hole, 5 half a hole now
         let size = Size(6 * CHUNK);
@@ -248,6 +297,13 @@ mod tests {
         for (sampled, clean, expected) in [(0, 10, 1_000_000), (59, 10_000, 49_508), (299, 10_000, 9_970), (10, 10, 0), (0, 0, 0)] {
             assert_eq!(undetected_max_ppm(sampled, clean), expected, "{sampled} of {clean}");
         }
+    }
+
+    #[test]
+    fn random_numbers_are_those_of_splitmix64_so_that_a_seed_means_the_same_sample_for_ever() {
+        let mut state = 0;
+        let numbers = [next_random(&mut state), next_random(&mut state), next_random(&mut state)];
+        assert_eq!(numbers, [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f]);
     }
 
     proptest! {

@@ -335,6 +335,32 @@ mod tests {
     }
 
     #[test]
+    fn sets_are_counted_in_extents_and_in_bytes() {
+        for (pairs, extents, bytes) in [(&[][..], 0, 0), (&[(5, 9)], 1, 4), (&[(0, 1), (2, 3), (10, 20)], 3, 12)] {
+            let set = set(pairs);
+            assert_eq!((set.count(), set.total(), set.is_empty()), (extents, Size(bytes), bytes == 0));
+        }
+        assert_eq!(set(&[(0, 5), (8, 20), (30, 31)]).clip(Size(10)), set(&[(0, 5), (8, 10)]));
+        assert_eq!([1, 2, 3, 4, 6, 7].map(|offset| set(&[(2, 4), (6, 7)]).contains(offset)), [false, true, true, false, true, false]);
+        assert!(!Extents::new().contains(0) && Extent::new(7, 3).is_empty() && !Extent::new(3, 7).is_empty());
+        assert_eq!((Extent::new(3, 7).len(), Extent::at(3, 4)), (4, Extent::new(3, 7)));
+    }
+
+    #[test]
+    fn bytes_and_chunks_find_each_other() {
+        let chunk = ChunkSize::try_from(4096).unwrap();
+        for (offset, index) in [(0, 0), (4095, 0), (4096, 1), (40_960, 10)] {
+            assert_eq!(chunk.index(offset), ChunkIndex(index), "{offset}");
+        }
+        let size = Size(10_000);
+        assert_eq!(
+            [0, 2, 3].map(|index| chunk.extent(ChunkIndex(index), size)),
+            [(0, 4096), (8192, 10_000), (10_000, 10_000)].map(|(start, end)| Extent::new(start, end))
+        );
+        assert_eq!(([0, 1, 8192, 8193].map(|size| chunk.count(Size(size))), u32::from(chunk)), ([0, 1, 2, 3], 4096));
+    }
+
+    #[test]
     fn extremes_neither_overflow_nor_panic() {
         let huge = set(&[(u64::MAX - 5, u64::MAX)]);
         assert_eq!(huge.round_out(ChunkSize::DEFAULT, Size(u64::MAX)).count(), 1);

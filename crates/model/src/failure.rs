@@ -81,3 +81,32 @@ impl Error for Failure {
         self.error.source()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot do it")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("it is broken")]
+    struct Inner;
+
+    #[test]
+    fn a_failure_is_shown_by_what_is_inside() {
+        let failure = Failure::new(FailureClass::Locked, Outer(Inner));
+        assert_eq!((failure.to_string(), failure.source().unwrap().to_string()), ("cannot do it".to_owned(), "it is broken".to_owned()));
+        assert!(failure.source().unwrap().is::<Inner>() && Failure::new(FailureClass::Failed, Inner).source().is_none());
+        assert_eq!((failure.class(), failure.hint()), (FailureClass::Locked, None));
+        assert_eq!(failure.with_hint("wait").hint(), Some("wait"));
+    }
+
+    #[test]
+    fn a_failure_knows_the_type_inside() {
+        let failure = Failure::new(FailureClass::Failed, Inner);
+        assert!(failure.is::<Inner>() && failure.get::<Inner>().is_some());
+        assert!(!failure.is::<Outer>() && failure.get::<Outer>().is_none());
+    }
+}

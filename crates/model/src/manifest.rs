@@ -236,6 +236,28 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn words_are_those_of_the_json() {
+        for kind in [Kind::Full, Kind::Differential, Kind::Incremental, Kind::Resync] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.word());
+        }
+        for consistency in [Consistency::Application, Consistency::Crash] {
+            assert_eq!(serde_json::to_value(consistency).unwrap(), consistency.word());
+        }
+    }
+
+    #[test]
+    fn a_manifest_finds_and_adds_up_its_disks() {
+        let mut manifest = sample(None);
+        let second = ManifestDisk { name: DiskName::new("vdb").unwrap(), size: Size(5), stored_bytes: 6, ..manifest.disks[0].clone() };
+        manifest.disks.push(second);
+        assert_eq!((manifest.size(), manifest.stored_bytes(), manifest.vm_id().as_str()), ((1 << 20) + 5, 1240, "web"));
+        let size_of = |name: &str| manifest.disk(&DiskName::new(name).unwrap()).map(|disk| disk.size.0);
+        assert_eq!([size_of("vda"), size_of("vdb"), size_of("vdc")], [Some(1 << 20), Some(5), None]);
+        let had = |image: &str| manifest.disks[0].had_image(image);
+        assert!(had("/images/web.qcow2") && had("/images/base.qcow2") && !had("/images/other.qcow2"));
+    }
+
+    #[test]
     fn what_is_written_reads_back() {
         let manifest = sample(None);
         let text = serde_json::to_string(&manifest).unwrap();

@@ -241,6 +241,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stores_tag_is_the_same_for_ever() {
+        for (id, tag) in [("", "bfc1"), ("abc", "f552"), ("4076e2915403bbfc", "1e8e")] {
+            assert_eq!(StoreId::new(id).tag(), tag, "{id}");
+        }
+    }
+
+    #[test]
+    fn people_see_the_first_eight_characters_of_an_id() {
+        assert_eq!((BackupId::new("0123456789").short(), BackupId::new("012").short()), ("01234567", "012"));
+    }
+
+    #[test]
     fn only_exactly_our_form_is_ours() {
         for foreign in [
             "",
@@ -253,6 +265,11 @@ mod tests {
             "km1-20261122T180000Z-3f9a1c0d7be21",
             "km2-20261122T180000Z-3f9a1c0d7be2",
             "km1-2026112ZT180000Z-3f9a1c0d7be2",
+            "km1-20261122x180000Z-3f9a1c0d7be2",
+            "km1-20261122T180000z-3f9a1c0d7be2",
+            "km1-20261122T18000xZ-3f9a1c0d7be2",
+            "km1-20261122T180000ZZ-3f9a1c0d7be2",
+            "km1-20261122T180000-3f9a1c0d7be2",
         ] {
             assert!(CheckpointName::parse(foreign).is_err(), "{foreign}");
         }
@@ -274,6 +291,9 @@ mod tests {
             assert!(VmIdentity::new(bad, None).is_err(), "{bad:?}");
         }
         assert!(DiskName::new("disk 1 (ü)").is_ok());
-        assert!(VmIdentity::new("web", Some("not-a-uuid")).is_err());
+        assert!(DiskName::new(&"x".repeat(200)).is_ok());
+        for bad in ["not-a-uuid", "6e1a8d4c", "zzzzzzzz-0000-4000-8000-00000000abcd", "6e1a8d4c-00004-000-8000-00000000abcd"] {
+            assert!(VmIdentity::new("web", Some(bad)).is_err(), "{bad}");
+        }
     }
 }

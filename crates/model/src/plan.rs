@@ -190,6 +190,7 @@ pub fn present_checkpoints(facts: &VmFacts) -> Vec<(CheckpointName, bool)> {
 mod tests {
     use super::*;
     use crate::facts::{BitmapFacts, Power};
+    use crate::manifest::ManifestDisk;
     use crate::names::VmIdentity;
     use crate::trust::tests::{C1, C2, backup, bitmap, disk};
 
@@ -241,6 +242,37 @@ mod tests {
         assert_eq!(planned.kind, Kind::Incremental);
         assert_eq!(planned.disks[1].kind, Kind::Full);
         assert!(planned.reason.contains("vdb: full: first backup of this disk"));
+    }
+
+    #[test]
+    fn only_the_disks_that_were_asked_for_are_planned() {
+        let facts = vm(vec![named("vda", &[]), named("vdb", &[]), named("vdc", &[])]);
+        let planned = |names: &[&str]| {
+            let disks = names.iter().map(|name| DiskName::new(name).unwrap()).collect();
+            let plan = plan(&facts, &[], &Request { disks, ..request(WantedKind::Auto) }).unwrap();
+            plan.disks.iter().map(|disk| disk.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(planned(&["vdc", "vda"]), ["vda", "vdc"]);
+        assert_eq!(planned(&[]), ["vda", "vdb", "vdc"]);
+    }
+
+    #[test]
+    fn the_reason_is_said_once_where_it_is_one_and_by_disk_where_not() {
+        let reason_of =
+            |disks: Vec<DiskFacts>, sequence: &[StoredBackup]| plan(&vm(disks), sequence, &request(WantedKind::Auto)).unwrap().reason;
+        let first = "first backup of this disk in this store";
+        assert_eq!(reason_of(vec![named("vda", &[]), named("vdb", &[])], &[]), first);
+        let mut both = backup("0123456789", Some(C1));
+        both.manifest.disks.push(ManifestDisk { name: DiskName::new("vdb").unwrap(), ..both.manifest.disks[0].clone() });
+        let since = format!("changes since 01234567 are recorded by checkpoint {C1}");
+        let mut grown = named("vdb", &[bitmap(C1)]);
+        grown.size = Size((1 << 20) + 512);
+        let same = [named("vda", &[bitmap(C1)]), named("vdb", &[bitmap(C1)])].to_vec();
+        assert_eq!(reason_of(same, std::slice::from_ref(&both)), since);
+        let alike = vec![named("vda", &[bitmap(C1)]), grown];
+        assert_eq!(reason_of(alike, std::slice::from_ref(&both)), format!("vda: {since}; vdb: {since}, and the disk grew by 512 bytes"));
+        let unlike = vec![named("vda", &[bitmap(C1)]), named("vdc", &[])];
+        assert_eq!(reason_of(unlike, &[both]), format!("vda: incremental: {since}; vdc: full: {first}"));
     }
 
     #[test]

@@ -345,6 +345,35 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn of_two_checkpoints_of_one_second_neither_is_younger() {
+        let twin = "km1-20261122T180000Z-000000000009";
+        let more = BitmapFacts { dirty: Size(1 << 20), ..bitmap(twin) };
+        assert!(matches!(judge(&disk(&[&[bitmap(C1), more]]), &[backup("a", Some(C1))]), Verdict::Trusted(_)));
+    }
+
+    #[test]
+    fn every_doubt_has_its_own_words() {
+        let c2 = CheckpointName::parse(C2).unwrap();
+        let table = [
+            (Doubt::NoCheckpoint, "made without a checkpoint"),
+            (Doubt::Missing { memory_only: None }, "bitmap is gone"),
+            (Doubt::Missing { memory_only: Some("raw".into()) }, "memory only (raw)"),
+            (Doubt::Inconsistent, "is inconsistent"),
+            (Doubt::Disabled, "was disabled"),
+            (Doubt::Busy, "another job or export holds"),
+            (Doubt::Overlay, "external snapshot was taken"),
+            (Doubt::Gap, "in the middle of the backing chain"),
+            (Doubt::Cleared { younger: c2 }, C2),
+            (Doubt::OtherImage { then: "old".into(), now: "new".into() }, "began in old and is in new now"),
+            (Doubt::Swapped { other: DiskName::new("vdb").unwrap() }, "that of disk vdb"),
+            (Doubt::Shrunk { then: Size(20), now: Size(10) }, "shrank from 20 to 10 bytes"),
+        ];
+        for (doubt, words) in table {
+            assert!(doubt.to_string().contains(words), "{doubt}");
+        }
+    }
+
+    #[test]
     fn an_image_that_was_another_disks_is_not_built_upon() {
         let mut both = backup("a", Some(C1));
         let other =
