@@ -11,6 +11,7 @@ use keepmark_nbd::{Address, BufferPool, Client, Options, Request};
 use crate::error::{Error, Result};
 
 const ALLOCATION: &str = "base:allocation";
+const IS_HOLE: u64 = 1;
 const READS_AS_ZERO: u64 = 1 << 1;
 const IS_DIRTY: u64 = 1;
 const IN_FLIGHT: usize = 16;
@@ -30,6 +31,8 @@ pub(crate) struct Opening {
     pub(crate) socket: PathBuf,
     pub(crate) export: String,
     pub(crate) dirty: Dirty,
+    /// An export of the disk as it is now with all its images, where the moment's export knows of zeros in the active image only.
+    pub(crate) now: Option<String>,
     /// Folder whose free space keeps the guest going, where QEMU would fail the guest's writes without it.
     pub(crate) scratch: Option<PathBuf>,
 }
@@ -49,6 +52,7 @@ pub(crate) enum Dirty {
 pub(crate) struct NbdDisk {
     opening: Opening,
     client: Client,
+    now: Option<Client>,
     pool: BufferPool,
     space_checked: Instant,
 }
@@ -59,9 +63,13 @@ pub(crate) fn open(opening: &Opening) -> Result<NbdDisk> {
     if let Dirty::Context(context) = &opening.dirty {
         contexts.push(context.clone());
     }
-    let options = Options { contexts, ..Options::new(&opening.export) };
-    let client = Client::connect(&Address::Unix(opening.socket.clone()), &options).map_err(|source| failed(opening, source))?;
-    Ok(NbdDisk { opening: opening.clone(), client, pool: BufferPool::new(BUFFERS_KEPT), space_checked: Instant::now() })
+    let connect = |export: &str, contexts: Vec<String>| {
+        let options = Options { contexts, ..Options::new(export) };
+        Client::connect(&Address::Unix(opening.socket.clone()), &options).map_err(|source| failed(opening, source))
+    };
+    let client = connect(&opening.export, contexts)?;
+    let now = opening.now.as_ref().map(|export| connect(export, vec![ALLOCATION.to_owned()])).transpose()?;
+    Ok(NbdDisk { opening: opening.clone(), client, now, pool: BufferPool::new(BUFFERS_KEPT), space_checked: Instant::now() })
 }
 
 fn failed(opening: &Opening, source: keepmark_nbd::Error) -> Error {
@@ -92,11 +100,38 @@ impl NbdDisk {
         Ok(found)
     }
 
+    // The moment's export calls a range a hole that does not read as zeros if the active image has nothing there: then it has not been
+    // written since the moment, and what the images below hold there is what they held then. Those are asked first: had the guest
+    // written in between, the moment's export would call it data by now.
+    fn data_in(&mut self, range: Extent) -> Result<Extents> {
+        let Some(now) = &mut self.now else { return self.statuses(ALLOCATION, range, |flags| flags & READS_AS_ZERO == 0) };
+        let mut zero_now = Extents::new();
+        let each = &mut |status: keepmark_nbd::Status| {
+            if status.flags & READS_AS_ZERO != 0 {
+                zero_now.push(Extent::at(status.offset, status.length));
+            }
+            Ok(())
+        };
+        now.block_status_each(ALLOCATION, range.start, range.len(), each).map_err(|source| failed(&self.opening, source))?;
+        let (mut data, mut below) = (Extents::new(), Extents::new());
+        let each = &mut |status: keepmark_nbd::Status| {
+            let extent = Extent::at(status.offset, status.length);
+            match status.flags & (IS_HOLE | READS_AS_ZERO) {
+                0 => data.push(extent),
+                IS_HOLE => below.push(extent),
+                _ => {}
+            }
+            Ok(())
+        };
+        self.client.block_status_each(ALLOCATION, range.start, range.len(), each).map_err(|source| failed(&self.opening, source))?;
+        Ok(data.union(&below.difference(&zero_now)))
+    }
+
     fn data_within(&mut self, within: &Extents) -> Result<Extents> {
         let size = self.client.info().size;
         let mut found = Extents::new();
         for range in spans(&within.clip(Size(size))).iter() {
-            self.statuses(ALLOCATION, range, |flags| flags & READS_AS_ZERO == 0)?.iter().for_each(|extent| found.push(extent));
+            self.data_in(range)?.iter().for_each(|extent| found.push(extent));
         }
         Ok(found.intersection(within))
     }

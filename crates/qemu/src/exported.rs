@@ -30,6 +30,7 @@ impl Exported {
             socket: socket.to_owned(),
             export: self.export.clone(),
             dirty: self.delta.clone().map_or(Dirty::Unknown, Dirty::Context),
+            now: None,
             scratch: None,
         };
         Ok(Box::new(crate::disk::open(&opening)?))

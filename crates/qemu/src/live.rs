@@ -120,10 +120,13 @@ impl Live {
         let socket = workspace.path().join("nbd");
         export::start_server(&mut self.qmp, &socket, undo)?;
         if self.uses_filters() {
-            export::forbid_resize(&mut self.qmp, &targets, &names, undo)?;
+            export::add_present(&mut self.qmp, &targets, &names, undo)?;
         }
         let search = if self.uses_filters() { export::Search::Node } else { export::Search::Chain };
         let mut openings = export::add_exports(&mut self.qmp, &targets, &nodes, &names, search, &socket, undo)?;
+        if self.uses_filters() {
+            export::tell_present(&mut openings, &targets, &names);
+        }
         if !self.uses_filters() {
             openings.iter_mut().for_each(|opening| opening.scratch = Some(self.options.scratch_dir.clone()));
         }

@@ -84,21 +84,32 @@ pub fn add_exports(
     Ok(openings)
 }
 
-/// Exports the filters for nobody, so that the disks cannot be resized while the moment is there.
+/// Exports the filters: the disks as they are now, with all their images. And so that they cannot be resized while the moment is there.
 ///
 /// QEMU forbids that below a filter, but not through it; and growing or cutting a disk one of whose bitmaps is exported makes QEMU abort,
 /// and the guest with it (`bdrv_dirty_bitmap_truncate: Assertion !bdrv_dirty_bitmap_busy(bitmap)`; 10.0.2). An export forbids it.
 ///
 /// # Errors
 /// When QEMU refuses.
-pub fn forbid_resize(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
+pub fn add_present(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
     for target in targets {
-        let id = names.node("g", target.number);
+        let id = now(target, names);
         let filter = names.node("c", target.number);
         qmp.run("block-export-add", json!({ "type": "nbd", "id": id, "node-name": filter, "name": id, "writable": false }))?;
         undo.push(Step::DeleteExport(id));
     }
     Ok(())
+}
+
+/// Tells the openings of disks with several images of [`add_present`]'s exports.
+pub(crate) fn tell_present(openings: &mut [Opening], targets: &[Target], names: &Temporary) {
+    for (opening, target) in openings.iter_mut().zip(targets).filter(|(_, target)| target.images > 1) {
+        opening.now = Some(now(target, names));
+    }
+}
+
+fn now(target: &Target, names: &Temporary) -> String {
+    names.node("g", target.number)
 }
 
 fn bitmap(target: &Target, names: &Temporary, search: Search) -> Value {
@@ -114,5 +125,5 @@ fn opening(target: &Target, export: String, names: &Temporary, socket: &Path) ->
         Delta::Bitmaps { .. } => crate::disk::Dirty::Context(format!("qemu:dirty-bitmap:{}", names.delta())),
         Delta::Everything => crate::disk::Dirty::Everything,
     };
-    Opening { disk: target.name.clone(), socket: socket.to_owned(), export, dirty, scratch: None }
+    Opening { disk: target.name.clone(), socket: socket.to_owned(), export, dirty, now: None, scratch: None }
 }

@@ -26,6 +26,8 @@ pub struct Target {
     pub root: String,
     /// The active image's node, where bitmaps go.
     pub active: String,
+    /// How many images it has.
+    pub images: usize,
     /// The device, for `qom-set`; empty where there is none.
     pub qom_path: String,
     /// Whether new bitmaps are stored in the image.
@@ -69,6 +71,7 @@ pub fn targets(disks: &[Disk], nodes: &[Node], request: &PointRequest) -> Result
             size: disk.facts.size.0,
             root: disk.root.clone(),
             active: disk.active().to_owned(),
+            images: disk.nodes.len(),
             qom_path: disk.qom_path.clone(),
             stored: disk.facts.persistence == Persistence::Stored,
             delta: wanted.since.as_ref().map_or(Ok(Delta::Unwanted), |checkpoint| delta(disk, checkpoint, &sizes))?,
