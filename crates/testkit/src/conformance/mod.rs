@@ -84,7 +84,7 @@ pub struct DiskSpec {
     pub units: u64,
     /// Whether it is raw instead of qcow2.
     pub raw: bool,
-    /// Units of a qcow2 cluster: 1, 2 or 4. New bitmaps have this granularity.
+    /// Units of a qcow2 cluster: 1, 2, 4 or 8. New bitmaps have this granularity, but at most 4.
     pub cluster: u64,
 }
 

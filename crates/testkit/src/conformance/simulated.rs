@@ -136,8 +136,8 @@ impl Bench for Simulated {
 fn made(number: u32, spec: &DiskSpec) -> SimDisk {
     let (units, cluster) = (place(spec.units), place(spec.cluster));
     let format = if spec.raw { Format::Raw } else { Format::Qcow2 };
-    // QEMU takes 64 KiB where there are no clusters: four units of a bench of real images.
-    let granularity = if spec.raw { 4 } else { cluster };
+    // QEMU takes at most 64 KiB, and that where there are no clusters: four units of a bench of real images.
+    let granularity = if spec.raw { 4 } else { cluster.min(4) };
     let name = DiskName::new(spec.name).or_fail("a disk's name");
     let layers = vec![Layer::new(FIRST_IMAGE + number, format, cluster, units)];
     SimDisk { name, layers, attached: true, granularity, copies: Vec::new() }

@@ -260,7 +260,7 @@ fn disk_facts(disk: &SimDisk) -> DiskFacts {
         name: disk.name.clone(),
         size: Size(disk.atoms() as u64 * ATOM),
         format: format.to_owned(),
-        cluster_size: None,
+        cluster_size: (active.format == Format::Qcow2).then_some(active.cluster as u64 * ATOM),
         image: image(active),
         persistence,
         layers: disk.layers.iter().map(layer_facts).collect(),

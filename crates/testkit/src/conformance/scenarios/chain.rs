@@ -17,10 +17,28 @@ pub(super) fn a_snapshot_without_bitmaps_freezes_those_below(play: &mut Play<'_>
     play.change("vda", Write(6, 1, 3))?;
     play.bitmaps("vda", "c3 recording 1 | c1 recording 1")?;
     play.delta("vda", "c3", &[(6, 1)])?;
-    play.data_at_least("vda", &[(0, 1), (4, 1), (6, 1)])?;
+    play.data("vda", &[(0, 1), (4, 1), (6, 1)])?;
     play.process(Process::Kill)?;
     let above = if play.is_off() { "c3 inconsistent 0" } else { "" };
     play.bitmaps("vda", &format!("{above} | c1 recording 1"))
+}
+
+pub(super) fn a_moment_of_a_chain_stays_while_the_guest_writes_on(play: &mut Play<'_>) -> Played {
+    play.vm(&[disk("vda")]);
+    play.change("vda", Write(0, 6, 1))?;
+    play.change("vda", Snapshot(1))?;
+    play.change("vda", Write(4, 4, 2))?;
+    let truth = play.truth("vda");
+    play.point(&[("vda", None)], Some("c1"), |at| {
+        at.data("vda", &[(0, 8)])?;
+        at.change("vda", WriteZeros(0, 2))?;
+        at.change("vda", WriteZeros(5, 2))?;
+        at.change("vda", Write(10, 1, 9))?;
+        // What was below, and what was above, still counts as data; what was nothing may.
+        at.data_at_least("vda", &[(0, 8)])?;
+        at.holds("vda", &truth)
+    })?;
+    play.data("vda", &[(2, 3), (7, 1), (10, 1)])
 }
 
 pub(super) fn a_snapshot_with_bitmaps_goes_on_under_the_same_names(play: &mut Play<'_>) -> Played {

@@ -65,10 +65,12 @@ scenarios! {
         a_cut_inside_a_cluster,
         a_cut_above_a_longer_image,
         a_cut_inside_a_bit,
+        a_cut_inside_a_cluster_of_several_bits_loses_some,
         a_busy_bitmap_forbids_another_size,
         holes_and_zeros_are_told;
     chain:
         a_snapshot_without_bitmaps_freezes_those_below,
+        a_moment_of_a_chain_stays_while_the_guest_writes_on,
         a_snapshot_with_bitmaps_goes_on_under_the_same_names,
         bitmaps_above_are_lost_in_a_kill_and_those_below_are_not,
         a_commit_is_recorded_below,

@@ -66,6 +66,20 @@ pub(super) fn a_cut_inside_a_bit(play: &mut Play<'_>) -> Played {
     play.delta("vda", "c1", &[(4, 4)])
 }
 
+/// What lies behind a cut inside a cluster comes back when the disk grows again, but the bits that said that it had changed do not.
+pub(super) fn a_cut_inside_a_cluster_of_several_bits_loses_some(play: &mut Play<'_>) -> Played {
+    play.vm(&[DiskSpec { cluster: 8, ..disk("vda") }]);
+    play.change("vda", Write(0, 8, 1))?;
+    play.checkpoint("c1")?;
+    play.change("vda", Write(5, 1, 2))?;
+    play.bitmaps("vda", "c1 recording 4")?;
+    play.change("vda", Resize(3))?;
+    play.change("vda", Resize(16))?;
+    play.bitmaps("vda", "c1 recording 0")?;
+    play.delta("vda", "c1", &[])?;
+    play.data("vda", &[(0, 8)])
+}
+
 pub(super) fn a_busy_bitmap_forbids_another_size(play: &mut Play<'_>) -> Played {
     play.vm(&[disk("vda")]);
     play.checkpoint("c1")?;
