@@ -13,16 +13,13 @@ export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: crash mutants simulate sabotage help deps bench-deps build lint test demo bench bench-growth fuzz clean
+.PHONY: crash mutants simulate sabotage help deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install the system packages that building, testing and the demonstration need (Debian 12; as root or by sudo)
 	@scripts/deps.sh
-
-bench-deps: ## the same and the programs that `make bench` compares with
-	@scripts/deps.sh --bench
 
 build: ## build the program: target/release/keepmark
 	$(CARGO) build --release
@@ -37,7 +34,7 @@ test: deps build lint ## everything: packages, build, lints, all tests
 demo: deps build ## one guest, from the first full backup to the restored, booted copy
 	@scripts/demo.sh
 
-bench: bench-deps build ## speed and memory against other programs, on a disk that the script makes
+bench: deps build ## speed and memory against other programs, on a disk that the script makes
 	@python3 -B benches/run.py
 
 bench-growth: build ## how the cost of an incremental grows with the disk and with the repository

@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
 # Installs every system package that building, testing and demonstrating keepmark needs, on Debian 12 or later.
 #
-# usage: scripts/deps.sh [--bench]
-#
 # QEMU and libvirt come from the backports suite on Debian 12. Its source is derived from the source that the machine has
 # configured already, so that mirrors and proxies keep working. The guest's kernel and agent are only unpacked, into
 # .tools/guest, never installed. When everything is there, nothing is asked of the network.
@@ -16,7 +14,7 @@ libvirt_min=11.0~
 
 plain=(
   ca-certificates gcc libc6-dev make pkg-config git                       # build
-  nbdkit libnbd-bin restic                                                # other implementations to test against
+  nbdkit libnbd-bin restic virtnbdbackup                                  # other implementations to test against and to compare with
   busybox-static e2fsprogs kmod                                           # the guest
   jq python3 util-linux procps socat strace time                          # scripts and tests
 )
@@ -25,7 +23,6 @@ backported_libvirt=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-cli
 # The guest's parts: the kernel's real package is found through the meta package.
 guest_kernel_meta=linux-image-cloud-amd64
 guest_agent=qemu-guest-agent
-bench=(virtnbdbackup)
 
 say() { printf 'deps: %s\n' "$*" >&2; }
 fail() { printf 'Error: %s\nHint: %s\n' "$1" "$2" >&2; exit 1; }
@@ -143,14 +140,6 @@ install_packages() {
   fi
 }
 
-install_bench() {
-  local lacking
-  mapfile -t lacking < <(missing 0 "${bench[@]}")
-  [ ${#lacking[@]} -gt 0 ] || return 0
-  update_once
-  apt_get install --no-install-recommends "${lacking[@]}"
-}
-
 # Unpacks package $1 under folder $2. The download's complaint of being unsandboxed means only that _apt may not write here.
 unpack() {
   local package=$1 folder=$2 fetched
@@ -194,7 +183,6 @@ write_stamp() {
 
 check_rust
 install_packages
-if [ "${1:-}" = --bench ]; then install_bench; fi
 unpack_guest
 write_stamp
 say "all there (.tools/deps.stamp)"

@@ -1,9 +1,13 @@
 //! Checkpoints and bitmaps of others on the same domain: they go on, and so do we.
 
+use keepmark_testkit::Domain;
+use keepmark_testkit::image::Format;
+use keepmark_testkit::process::{output, run};
+
 use crate::stage::{MIB, Marks, Stage};
 
 /// Makes a checkpoint as an administrator would.
-fn checkpoint(domain: &keepmark_testkit::Domain<'_>, name: &str) {
+fn checkpoint(domain: &Domain<'_>, name: &str) {
     domain.virsh("checkpoint-create-as", &[name]);
 }
 
@@ -37,4 +41,39 @@ fn a_backup_job_of_somebody_else_is_not_ended() {
     domain.virsh("domjobabort", &[]);
     domain.write("vda", 7, 3 * MIB, MIB);
     stage.judge(&domain, "incremental", &[]);
+}
+
+/// Whether Debian's virtnbdbackup made a backup of this level.
+fn virtnbdbackup(stage: &Stage, level: &str) -> bool {
+    let scratch = stage.path("their-scratch");
+    std::fs::create_dir_all(&scratch).unwrap();
+    let mut command = stage.host.command("virtnbdbackup");
+    command.args(["--noprogress", "--domain", "vm", "--level", level, "--output"]).arg(stage.path("theirs"));
+    output(command.arg("--scratchdir").arg(scratch)).status.success()
+}
+
+/// Has libvirt forget our checkpoints: virtnbdbackup works on no domain that has one of somebody else's. The bitmaps stay.
+fn hide_ours(domain: &Domain<'_>) {
+    for name in Marks::of_ours(domain).in_libvirt {
+        domain.virsh("checkpoint-delete", &["--metadata", &name]);
+    }
+}
+
+#[test]
+fn virtnbdbackup_goes_on_with_a_chain_of_its_own() {
+    let stage = Stage::new();
+    let domain = stage.backed_up();
+    assert!(!virtnbdbackup(&stage, "full"), "it bears our checkpoints now: this can be simplified");
+    for (round, level) in (0..3).zip(["full", "inc", "inc"]) {
+        domain.write("vda", 7 + round, (2 + u64::from(round)) * MIB, MIB);
+        hide_ours(&domain);
+        assert!(virtnbdbackup(&stage, level), "{level}");
+        domain.write("sda", 7 + round, (2 + u64::from(round)) * MIB, MIB);
+        stage.judge(&domain, "incremental", &[]);
+    }
+    hide_ours(&domain);
+    assert!(virtnbdbackup(&stage, "inc"));
+    let (theirs, restored) = (stage.path("theirs"), stage.path("restored"));
+    run(stage.host.command("virtnbdrestore").arg("--input").arg(theirs).arg("--output").arg(&restored));
+    stage.witness(&domain).assert_restored(&restored, Format::Qcow2);
 }
