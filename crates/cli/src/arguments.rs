@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{backup, checkpoint, completion, doctor, init, list, man, plan, restore, show, verify, watchdog};
+use crate::commands::{backup, checkpoint, completion, doctor, init, list, man, plan, restore, show, status, verify, watchdog};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,6 +70,8 @@ pub enum Command {
     Plan(plan::PlanArguments),
     /// List backups, oldest first
     List(list::ListArguments),
+    /// Show how each VM is protected
+    Status(status::StatusArguments),
     /// Show what is known of one backup
     Show(show::ShowArguments),
     /// Get disks of a backup back

@@ -38,6 +38,54 @@ pub fn open_place(context: &Context, place: &VmPlace, name: Option<&str>, uuid: 
     }
 }
 
+/// Replaces patterns (`web*`) by the domains of libvirt's whose names fit; what names one VM stays as it is.
+///
+/// # Errors
+/// When libvirt cannot be asked, or a pattern fits no domain.
+pub fn expand(context: &Context, places: &[VmPlace]) -> Result<Vec<VmPlace>, Failure> {
+    let mut expanded = Vec::new();
+    for place in places {
+        match place {
+            VmPlace::Libvirt(pattern) if pattern.contains(['*', '?', '[']) => expanded.extend(fitting(context, pattern)?),
+            VmPlace::Libvirt(_) | VmPlace::Qmp(_) | VmPlace::Images(_) => expanded.push(place.clone()),
+        }
+    }
+    Ok(expanded)
+}
+
+fn fitting(context: &Context, pattern: &str) -> Result<Vec<VmPlace>, Failure> {
+    #[derive(Debug, thiserror::Error)]
+    #[error("no domain of libvirt's has a name like {pattern:?}")]
+    struct FitsNone {
+        pattern: String,
+    }
+    let usage = |error: globset::Error| Failure::new(FailureClass::Usage, error);
+    let glob = globset::Glob::new(pattern).map_err(usage)?.compile_matcher();
+    let names = domains(context)?.into_iter().filter(|name| name == pattern || glob.is_match(name));
+    let places: Vec<VmPlace> = names.map(VmPlace::Libvirt).collect();
+    let none = || Failure::new(FailureClass::Usage, FitsNone { pattern: pattern.to_owned() }).with_hint("see 'virsh list --all'");
+    if places.is_empty() { Err(none()) } else { Ok(places) }
+}
+
+/// The names of libvirt's domains.
+///
+/// # Errors
+/// When it cannot be asked.
+#[cfg(feature = "libvirt")]
+pub fn domains(context: &Context) -> Result<Vec<String>, Failure> {
+    let listed = keepmark_libvirt::list(context.global.connect.as_deref())?;
+    Ok(listed.into_iter().map(|domain| domain.name).collect())
+}
+
+/// The names of libvirt's domains: none, since this keepmark was built without it.
+///
+/// # Errors
+/// Never.
+#[cfg(not(feature = "libvirt"))]
+pub fn domains(_: &Context) -> Result<Vec<String>, Failure> {
+    Ok(Vec::new())
+}
+
 #[cfg(feature = "libvirt")]
 fn open_domain(context: &Context, domain: &str, name: Option<String>, uuid: Option<String>) -> Result<Box<dyn Hypervisor>, Failure> {
     let defaults = keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir());

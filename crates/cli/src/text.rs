@@ -24,7 +24,8 @@ pub fn span(duration: Duration) -> String {
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),
         (0, m, s) => format!("{m} min {s} s"),
-        (h, m, _) => format!("{h} h {m} min"),
+        (h, m, _) if h < 48 => format!("{h} h {m} min"),
+        (h, ..) => format!("{} d", h / 24),
     }
 }
 

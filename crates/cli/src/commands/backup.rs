@@ -21,7 +21,7 @@ Examples:
   keepmark backup qmp:/run/web01.qmp --disk vda --kind full
   keepmark backup image:vda=/vms/web01.qcow2 --name web01 powered off
   keepmark backup qmp:/run/web01.qmp --json | tail -n 1 | jq .kind
-  keepmark backup qmp:/run/web01.qmp qmp:/run/web02.qmp --jobs 2      several; a bad one does not stop the others
+  keepmark backup 'web*' db01 --jobs 4                     several; a bad one does not stop the others
 
 The kind is chosen by what QEMU's bitmaps prove: 'keepmark plan VM' tells it beforehand, with the reason.
 --no-checkpoint leaves no mark in the VM: the next backup builds on an earlier one, or reads everything.";
@@ -30,7 +30,8 @@ The kind is chosen by what QEMU's bitmaps prove: 'keepmark plan VM' tells it bef
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BackupArguments {
-    /// qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off); several are backed up beside each other
+    /// A libvirt domain's NAME (or a pattern such as 'web*') or UUID, qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered
+    /// off); several are backed up beside each other
     #[arg(value_name = "VM", required = true)]
     pub vms: Vec<VmPlace>,
     /// Name of the VM (else what QEMU says, else the socket's or first image's name)
@@ -116,7 +117,8 @@ struct OneName {
 /// Runs it.
 pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Failure> {
     let request = arguments.request.request()?;
-    let given = arguments.vms.len();
+    let places = hypervisor::expand(context, &arguments.vms)?;
+    let given = places.len();
     if given > 1 && (arguments.name.is_some() || arguments.uuid.is_some()) {
         return Err(Failure::new(FailureClass::Usage, OneName { given }));
     }
@@ -128,7 +130,7 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
         hold_checkpoints: context.hold_checkpoints(),
         program: context::program(),
     };
-    match arguments.vms.as_slice() {
+    match places.as_slice() {
         [place] => {
             let vm = hypervisor::open_place(context, place, arguments.name.as_deref(), arguments.uuid.as_deref())?;
             show(context, &back_up(vm, &store, &job, &context.screen)?)?;

@@ -10,6 +10,7 @@ pub mod man;
 pub mod plan;
 pub mod restore;
 pub mod show;
+pub mod status;
 pub mod verify;
 pub mod watchdog;
 
@@ -30,6 +31,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Command::Backup(arguments) => backup::run(&context()?, &arguments),
         Command::Plan(arguments) => plan::run(&context()?, &arguments),
         Command::List(arguments) => list::run(&context()?, &arguments),
+        Command::Status(arguments) => status::run(&context()?, &arguments),
         Command::Show(arguments) => show::run(&context()?, &arguments),
         Command::Restore(arguments) => restore::run(&context()?, &arguments),
         Command::Verify(arguments) => verify::run(&context()?, &arguments),

@@ -1,0 +1,156 @@
+//! `keepmark status [VM...]`: how each VM is protected: its last backup, and what the next one would do.
+
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use keepmark_engine::backup::outlook;
+use keepmark_engine::report::in_one_line;
+use keepmark_model::manifest::{Kind, StoredBackup};
+use keepmark_model::plan::{Request, WantedKind};
+use keepmark_model::seam::{Monitor, Store};
+use keepmark_model::{Failure, VmId};
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::vm::VmPlace;
+use crate::{hypervisor, output, store, table, text};
+
+const EXAMPLES: &str = "\
+Examples:
+  keepmark status                                   all VMs that the store or libvirt knows
+  keepmark status web01 qmp:/run/web02.qmp          these, with what the next backup would do
+  keepmark status --json | jq -r 'select(.last == null) | .vm'          those without any backup";
+
+/// Show how each VM is protected: its last backup, and what the next one would do and why; changes nothing.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct StatusArguments {
+    /// Which VMs (else libvirt's, and all that the store has backups of)
+    #[arg(value_name = "VM")]
+    pub vms: Vec<VmPlace>,
+}
+
+/// How one VM is protected.
+struct Protection {
+    vm: String,
+    id: Option<VmId>,
+    backups: usize,
+    last: Option<StoredBackup>,
+    next: Next,
+}
+
+enum Next {
+    Planned(Kind, String),
+    Unknown(String),
+    NotAsked,
+}
+
+/// Runs it.
+pub fn run(context: &Context, arguments: &StatusArguments) -> Result<Outcome, Failure> {
+    let store = store::open(context)?;
+    let places = if arguments.vms.is_empty() { domains(context) } else { hypervisor::expand(context, &arguments.vms)? };
+    let mut found: Vec<Protection> = places.iter().map(|place| look(context, &store, place)).collect();
+    if arguments.vms.is_empty() {
+        let (backups, damaged) = store.backups(None)?;
+        damaged.iter().for_each(|text| context.screen.finding(text));
+        let looked_at: Vec<VmId> = found.iter().filter_map(|vm| vm.id.clone()).collect();
+        found.extend(stored(&backups).filter(|vm| vm.id.as_ref().is_none_or(|id| !looked_at.contains(id))));
+    }
+    let now = Timestamp::now();
+    if context.global.json {
+        found.iter().try_for_each(|vm| output::json(&as_json(vm, now)))?;
+    } else if found.is_empty() {
+        context.screen.say("no VMs yet");
+    } else {
+        output::text(&human(&found, now))?;
+    }
+    Ok(context.screen.outcome())
+}
+
+/// All of libvirt's; a host without libvirt has none.
+fn domains(context: &Context) -> Vec<VmPlace> {
+    let asked = hypervisor::domains(context);
+    asked.inspect_err(|failure| context.screen.note(&in_one_line(failure))).unwrap_or_default().into_iter().map(VmPlace::Libvirt).collect()
+}
+
+fn look(context: &Context, store: &dyn Store, place: &VmPlace) -> Protection {
+    let request = Request { kind: WantedKind::Auto, checkpoint: true, disks: Vec::new() };
+    let looked = hypervisor::open_place(context, place, None, None).and_then(|mut vm| {
+        let found = outlook(vm.as_mut(), store, &request, &context.screen);
+        vm.close()?;
+        found
+    });
+    match looked {
+        Ok(found) => Protection {
+            vm: found.facts.identity.name.clone(),
+            id: Some(found.facts.identity.id()),
+            backups: found.sequence.len(),
+            last: found.sequence.last().cloned(),
+            next: Next::Planned(found.plan.kind, found.plan.reason),
+        },
+        Err(failure) => {
+            let why = in_one_line(&failure);
+            context.screen.finding(&format!("{place}: {why}"));
+            Protection { vm: place.to_string(), id: None, backups: 0, last: None, next: Next::Unknown(why) }
+        }
+    }
+}
+
+/// The VMs of a store's backups, each once, in the order of their first backup.
+fn stored(backups: &[StoredBackup]) -> impl Iterator<Item = Protection> {
+    let mut ids: Vec<VmId> = Vec::new();
+    for backup in backups {
+        let id = backup.manifest.vm_id();
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids.into_iter().map(|id| {
+        let of_vm = || backups.iter().filter(|backup| backup.manifest.vm_id() == id);
+        let last = of_vm().next_back().cloned();
+        let vm = last.as_ref().map_or_else(String::new, |last| last.manifest.vm.name.clone());
+        Protection { vm, backups: of_vm().count(), last, next: Next::NotAsked, id: Some(id) }
+    })
+}
+
+fn age(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+fn human(found: &[Protection], now: Timestamp) -> String {
+    let rows = found.iter().map(|vm| {
+        let last = vm.last.as_ref().map(|last| &last.manifest);
+        let of_last = |tell: &dyn Fn(&keepmark_model::manifest::Manifest) -> String| last.map_or_else(|| "-".to_owned(), tell);
+        let (next, why) = match &vm.next {
+            Next::Planned(kind, why) => (kind.word(), why.as_str()),
+            Next::Unknown(why) => ("?", why.as_str()),
+            Next::NotAsked => ("-", ""),
+        };
+        vec![
+            vm.vm.clone(),
+            of_last(&|last| text::time(last.time)),
+            of_last(&|last| text::span(age(last.time, now))),
+            of_last(&|last| last.kind.word().to_owned()),
+            vm.backups.to_string(),
+            next.to_owned(),
+            why.to_owned(),
+        ]
+    });
+    table::plain(&["VM", "LAST BACKUP", "AGE", "KIND", "BACKUPS", "NEXT", "WHY"], rows)
+}
+
+fn as_json(vm: &Protection, now: Timestamp) -> Value {
+    let last = vm.last.as_ref().map(|last| {
+        let manifest = &last.manifest;
+        json!({"id": last.id, "time": manifest.time, "kind": manifest.kind, "age_s": age(manifest.time, now).as_secs(),
+            "consistency": manifest.consistency})
+    });
+    let (next, error) = match &vm.next {
+        Next::Planned(kind, reason) => (Some(json!({"kind": kind, "reason": reason})), None),
+        Next::Unknown(why) => (None, Some(why)),
+        Next::NotAsked => (None, None),
+    };
+    json!({"event": "status", "vm": vm.vm, "backups": vm.backups, "last": last, "next": next, "error": error})
+}
