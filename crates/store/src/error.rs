@@ -57,6 +57,22 @@ pub enum Error {
         /// Since when, RFC 3339.
         since: String,
     },
+    /// Someone else may hold the repository: a lock is there that cannot be read.
+    #[error("the repository may be locked: lock {id} cannot be read: {problem}")]
+    LockUnreadable {
+        /// The lock's id.
+        id: String,
+        /// What is wrong, in words.
+        problem: String,
+    },
+    /// No key file can be tried: there is none, or all are damaged.
+    #[error("the repository at {location} has no key that can be used: {problem}")]
+    NoKey {
+        /// Where the repository is.
+        location: String,
+        /// What is wrong, in words.
+        problem: String,
+    },
     /// A file or blob is not what its name says.
     #[error("{kind} {id} is damaged: {problem}")]
     Damaged {
@@ -152,11 +168,12 @@ impl Error {
         match self {
             Self::NoStore { .. } | Self::NotAStore { .. } => FailureClass::NoStore,
             Self::WrongPassword { .. } => FailureClass::WrongPassword,
-            Self::Locked { .. } => FailureClass::Locked,
+            Self::Locked { .. } | Self::LockUnreadable { .. } => FailureClass::Locked,
             Self::NoSuchBackup { .. } | Self::NoSuchPart { .. } => FailureClass::Usage,
             Self::Sink(failure) => failure.class(),
             Self::NotEmpty { .. }
             | Self::Unusable { .. }
+            | Self::NoKey { .. }
             | Self::Damaged { .. }
             | Self::Missing { .. }
             | Self::Io { .. }
@@ -171,6 +188,10 @@ impl Error {
         match self {
             Self::NoStore { path } | Self::NotAStore { path } => Some(format!("keepmark init {}", path.display())),
             Self::Locked { .. } => Some("wait until it is done; a lock whose owner is gone is removed by `restic unlock`".to_owned()),
+            Self::LockUnreadable { .. } => Some(
+                "it expires half an hour after it was written; if nobody works on the repository: restic unlock --remove-all".to_owned(),
+            ),
+            Self::NoKey { .. } => Some("put a copy of the key file back: without any, nobody can read the repository".to_owned()),
             Self::Damaged { .. } | Self::Missing { .. } => {
                 Some("keepmark verify --read-data names what is damaged and which backups it hits".to_owned())
             }

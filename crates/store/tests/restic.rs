@@ -40,8 +40,9 @@ fn a_full_and_an_incremental_are_clean_and_equal() {
     assert_eq!(listed.iter().map(|backup| &backup.id).collect::<Vec<_>>(), [&first, &second]);
     assert!(problems.is_empty());
     let path = format!("/{}/domain.json", vm().name);
-    assert_eq!(place.restic_ok(&["dump", second.as_str(), &path]), br#"{"machine":"q35"}"#);
-    assert_eq!(repository.open_backup(&second).unwrap().read_file("domain.json").unwrap(), br#"{"machine":"q35"}"#);
+    let domain = format!(r#"{{"machine":"q35","name":{:?}}}"#, common::vm().name).into_bytes();
+    assert_eq!(place.restic_ok(&["dump", second.as_str(), &path]), domain);
+    assert_eq!(repository.open_backup(&second).unwrap().read_file("domain.json").unwrap(), domain);
 }
 
 #[test]

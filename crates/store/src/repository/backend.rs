@@ -1,5 +1,7 @@
 //! Where a repository's files are: few verbs, so that a folder, an object store or a fault injector can be behind them.
 
+use jiff::Timestamp;
+
 use crate::error::Result;
 use crate::repository::id::Id;
 
@@ -64,6 +66,14 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// When the place does not tell.
     fn size(&self, kind: FileKind, id: &Id) -> Result<Option<u64>>;
+
+    /// When a file was written, by the place's own clock; nothing if it is not there or the place does not tell.
+    ///
+    /// # Errors
+    /// When the place cannot be asked.
+    fn written(&self, _kind: FileKind, _id: &Id) -> Result<Option<Timestamp>> {
+        Ok(None)
+    }
 
     /// A whole file.
     ///

@@ -1,9 +1,6 @@
 //! All backups of a repository: their snapshots and manifests, remembered in the local cache so that only new ones are read.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use keepmark_model::manifest::{MANIFEST_VERSION, Manifest, StoredBackup};
@@ -13,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::repository::Repository;
 use crate::repository::backend::FileKind;
+use crate::repository::cache_file;
 use crate::repository::core::Scratch;
-use crate::repository::id::{BlobKind, ID_BYTES, Id, TreeId};
+use crate::repository::id::{BlobKind, Id, TreeId};
 use crate::repository::layout::Layout;
 use crate::repository::sealed_file;
 use crate::repository::snapshot::Snapshot;
@@ -181,20 +179,10 @@ fn decode_manifest(bytes: &[u8]) -> std::result::Result<Manifest, String> {
     serde_json::from_slice(bytes).map_err(|error| format!("cannot be read: {error}"))
 }
 
-/// The cache, if it is there and whole: its content and, before it, the content's hash.
 fn load(path: &Path) -> BTreeMap<Id, Remembered> {
-    let Ok(bytes) = fs::read(path) else { return BTreeMap::new() };
-    match bytes.split_first_chunk::<ID_BYTES>() {
-        Some((sum, json)) if Id::of(json) == Id(*sum) => serde_json::from_slice(json).unwrap_or_default(),
-        _ => BTreeMap::new(),
-    }
+    cache_file::load(path).and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
 }
 
 fn save(path: &Path, known: &BTreeMap<Id, Remembered>) -> std::io::Result<()> {
-    let json = serde_json::to_vec(known)?;
-    let temporary = path.with_file_name(format!("{CACHE_FILE}-{:016x}.tmp", rand::random::<u64>()));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(&Id::of(&json).0)?;
-    file.write_all(&json)?;
-    fs::rename(&temporary, path)
+    cache_file::save(path, &serde_json::to_vec(known)?)
 }

@@ -197,7 +197,9 @@ impl<'a> DiskTable<'a> {
         }
         let tree = match fill {
             Fill::Base => {
-                self.base.as_ref().filter(|base| base.layout.same_extent(&self.layout, &range)).and_then(|base| base.group(group))
+                // A base that went on behind the disk's end has more in that group.
+                let is_same = |base: &&StoredDisk| base.layout.group_range(group) == range && base.layout.same_extent(&self.layout, &range);
+                self.base.as_ref().filter(is_same).and_then(|base| base.group(group))
             }
             Fill::Zero => {
                 if self.is_full(&range, GROUP_CHUNKS) {
@@ -222,7 +224,9 @@ impl<'a> DiskTable<'a> {
         }
         let (trees, layout) = (self.trees, self.layout);
         let tree = match (fill, &mut self.base) {
-            (Fill::Base, Some(base)) if base.layout.same_extent(&layout, &range) => base.dir(trees, dir)?,
+            (Fill::Base, Some(base)) if base.layout.dir_range(dir) == range && base.layout.same_extent(&layout, &range) => {
+                base.dir(trees, dir)?
+            }
             (Fill::Base, _) => None,
             (Fill::Zero, _) => {
                 if self.is_full(&range, DIR_CHUNKS) {
@@ -325,6 +329,27 @@ fn zero_dir_nodes(chunk: ChunkId, chunk_size: u64) -> Vec<Node> {
 
 fn zero_group_nodes(dir: TreeId) -> Vec<Node> {
     (0..GROUP_DIRS).map(|number| Node::dir(dir_name(number), dir)).collect()
+}
+
+/// Stores, unless they are there, the zeros that a disk has whose longest known range of them is so many chunks.
+///
+/// # Errors
+/// When they cannot be stored.
+pub fn store_zeros(trees: &dyn Trees, layout: Layout, longest: u64) -> Result<()> {
+    if longest == 0 {
+        return Ok(());
+    }
+    let chunk = trees.zeros(layout.chunk)?;
+    if layout.size % layout.chunk > 0 {
+        trees.zeros(layout.size % layout.chunk)?;
+    }
+    if longest >= DIR_CHUNKS {
+        let dir = trees.store(&zero_dir_nodes(chunk, layout.chunk))?;
+        if longest >= GROUP_CHUNKS {
+            trees.store(&zero_group_nodes(dir))?;
+        }
+    }
+    Ok(())
 }
 
 /// What full zero chunks, folders and groups are called: a reader knows them without looking.

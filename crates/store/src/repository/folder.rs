@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use rustix::fs::RenameFlags;
 
 use crate::error::{Error, Result};
@@ -123,6 +124,15 @@ impl Backend for Folder {
         let path = self.path(kind, id);
         match fs::metadata(&path) {
             Ok(facts) => Ok(Some(facts.len())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("look at", path, error)),
+        }
+    }
+
+    fn written(&self, kind: FileKind, id: &Id) -> Result<Option<Timestamp>> {
+        let path = self.path(kind, id);
+        match fs::metadata(&path).and_then(|facts| facts.modified()) {
+            Ok(time) => Ok(Timestamp::try_from(time).ok()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("look at", path, error)),
         }

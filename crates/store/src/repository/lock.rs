@@ -168,9 +168,10 @@ fn others(core: &Core, environment: &Environment, exclusive: bool, ours: Option<
         }
         let lock: LockFile = match sealed_file::read(&*core.backend, &core.key, FileKind::Lock, &id) {
             Ok(lock) => lock,
-            // Given up between the listing and now.
-            Err(_) if core.backend.size(FileKind::Lock, &id)?.is_none() => continue,
-            Err(error) => return Err(error),
+            Err(error) => {
+                alone &= is_gone(core, &id, environment, error)?;
+                continue;
+            }
         };
         match lock.judge(environment) {
             Verdict::Dead => core.backend.remove(FileKind::Lock, &id)?,
@@ -182,6 +183,21 @@ fn others(core: &Core, environment: &Environment, exclusive: bool, ours: Option<
         }
     }
     Ok(alone)
+}
+
+/// Whether a lock that cannot be read has vanished meanwhile. One that may still be held is an error.
+///
+/// An empty file is an upload that was never finished: restic ignores those, too. Any other may be an exclusive one, whatever is
+/// in it now; but who holds a lock writes it anew every five minutes, so an old file is held by nobody.
+fn is_gone(core: &Core, id: &Id, environment: &Environment, error: Error) -> Result<bool> {
+    match core.backend.size(FileKind::Lock, id)? {
+        None => return Ok(true),
+        Some(0) => return Ok(false),
+        Some(_) => {}
+    }
+    let Error::Damaged { problem, .. } = error else { return Err(error) };
+    let age = core.backend.written(FileKind::Lock, id)?.map(|written| (environment.now)().duration_since(written));
+    if age.is_some_and(|age| age > STALE_AFTER) { Ok(false) } else { Err(Error::LockUnreadable { id: id.hex(), problem }) }
 }
 
 #[cfg(test)]

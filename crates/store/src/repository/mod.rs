@@ -5,9 +5,11 @@
 
 pub mod backend;
 pub mod blob;
+pub mod cache_file;
 pub mod catalog;
 pub mod core;
 pub mod crypto;
+pub mod damaged_packs;
 pub mod disk_table;
 pub mod folder;
 pub mod id;
@@ -120,6 +122,23 @@ impl Repository {
         })
     }
 
+    /// Why the local cache is not used, in words: then everything takes longer and more memory, and that is all.
+    #[must_use]
+    pub fn cache_problem(&self) -> Option<String> {
+        self.index.folder_problem()
+    }
+
+    /// A lease for those who only read, or none where none can be had: getting data back must not depend on being able to write,
+    /// nor on what became of others' locks. The price is that a prune may take away what is being read, which is then an error.
+    fn reading_lease(&self) -> Result<Option<Arc<Lease>>> {
+        match self.lease() {
+            Ok(lease) => Ok(Some(lease)),
+            Err(Error::LockUnreadable { .. }) => Ok(None),
+            Err(Error::Io { source, .. }) if is_unwritable(source.kind()) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A lease that keeps others from pruning; work that goes on at the same time shares one.
     fn lease(&self) -> Result<Arc<Lease>> {
         let mut shared = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,6 +190,11 @@ impl Repository {
         }
         write::BackupWriter::new(self, lease, vm, time)
     }
+}
+
+fn is_unwritable(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind;
+    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 fn noun(kind: BlobKind) -> &'static str {

@@ -11,7 +11,7 @@ use keepmark_model::{BackupId, ChunkIndex, DiskName, Extent, Extents};
 
 use crate::error::{Error, Result};
 use crate::repository::Repository;
-use crate::repository::catalog::LoadedBackup;
+use crate::repository::catalog::{LoadedBackup, LoadedDisk};
 use crate::repository::core::Scratch;
 use crate::repository::disk_table::{StoredDisk, Trees, ZeroNames};
 use crate::repository::id::{BlobKind, ChunkId, Id, TreeId, chunk_id};
@@ -42,19 +42,9 @@ impl Repository {
     /// # Errors
     /// [`Error::NoSuchBackup`], or whatever is damaged.
     pub fn open_backup(&self, id: &BackupId) -> Result<BackupReader<'_>> {
-        let lease = match self.lease() {
-            Ok(lease) => Some(lease),
-            Err(Error::Io { source, .. }) if is_unwritable(source.kind()) => None,
-            Err(error) => return Err(error),
-        };
+        let lease = self.reading_lease()?;
         Ok(BackupReader { repository: self, backup: self.load_backup(id)?, _lease: lease })
     }
-}
-
-/// Getting data back must not depend on being able to write.
-fn is_unwritable(kind: std::io::ErrorKind) -> bool {
-    use std::io::ErrorKind;
-    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 impl BackupReader<'_> {
@@ -76,15 +66,7 @@ impl BackupReader<'_> {
     pub fn walk(&self, disk: &str, within: Option<&Extents>, visit: &mut dyn FnMut(Part) -> Result<()>) -> Result<Layout> {
         let disk = self.backup.disk(disk)?;
         let trees = Loader { repository: self.repository, scratch: Mutex::new(Scratch::new()?) };
-        let stored = StoredDisk::open(&trees, &disk.tree, disk.layout)?;
-        let mut walk = Walk { trees: &trees, stored, zero: ZeroNames::new(disk.layout.chunk)?, visit };
-        let whole = Extents::whole(keepmark_model::Size(disk.layout.size));
-        let mut next = 0;
-        for extent in within.unwrap_or(&whole).iter() {
-            let end = extent.end.min(disk.layout.size).div_ceil(disk.layout.chunk);
-            walk.range((extent.start / disk.layout.chunk).max(next)..end)?;
-            next = next.max(end);
-        }
+        walk_disk(&trees, &disk, within, visit)?;
         Ok(disk.layout)
     }
 
@@ -241,6 +223,26 @@ impl Trees for Loader<'_> {
     fn zeros(&self, _bytes: u64) -> Result<ChunkId> {
         Err(Error::Poisoned)
     }
+}
+
+/// Visits the chunks of a disk in order, loading trees where they are not those of zeros.
+pub(crate) fn walk_disk(
+    trees: &dyn Trees,
+    disk: &LoadedDisk,
+    within: Option<&Extents>,
+    visit: &mut dyn FnMut(Part) -> Result<()>,
+) -> Result<()> {
+    let layout = disk.layout;
+    let stored = StoredDisk::open(trees, &disk.tree, layout)?;
+    let mut walk = Walk { trees, stored, zero: ZeroNames::new(layout.chunk)?, visit };
+    let whole = Extents::whole(keepmark_model::Size(layout.size));
+    let mut next = 0;
+    for extent in within.unwrap_or(&whole).iter() {
+        let end = extent.end.min(layout.size).div_ceil(layout.chunk);
+        walk.range((extent.start / layout.chunk).max(next)..end)?;
+        next = next.max(end);
+    }
+    Ok(())
 }
 
 struct Walk<'w> {

@@ -66,9 +66,31 @@ pub fn open(backend: &Arc<dyn Backend>, password: &str) -> Result<Opened> {
     let credentials = Credentials::Password(password.to_owned());
     match connect(backend)?.open(&credentials) {
         Ok(repository) => opened(&repository),
-        Err(error) if error.is_incorrect_password() => Err(Error::WrongPassword { location: backend.location() }),
+        Err(error) if error.is_incorrect_password() => Err(no_key_opens(&**backend)?),
         Err(error) => Err(unusable(&**backend, error)),
     }
+}
+
+/// A password can be called wrong only if there is a sound key that it does not open.
+fn no_key_opens(backend: &dyn Backend) -> Result<Error> {
+    let location = backend.location();
+    let mut problem = "there is no key file".to_owned();
+    for (id, _) in backend.list(FileKind::Key)? {
+        match damage_of_key(backend, &id)? {
+            None => return Ok(Error::WrongPassword { location }),
+            Some(damage) => problem = format!("key {id}: {damage}"),
+        }
+    }
+    Ok(Error::NoKey { location, problem })
+}
+
+/// What is wrong with a key file, in words.
+pub(crate) fn damage_of_key(backend: &dyn Backend, id: &Id) -> Result<Option<&'static str>> {
+    let content = backend.read(FileKind::Key, id)?;
+    if Id::of(&content) != *id {
+        return Ok(Some("its content does not hash to its name"));
+    }
+    Ok((!is_usable_key(&content)).then_some("it is none that this program can use"))
 }
 
 fn connect(backend: &Arc<dyn Backend>) -> Result<Repository<()>> {

@@ -41,9 +41,14 @@ impl Place {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
+    /// A place in memory, where syncing costs nothing: for tests of many steps that are not about syncing.
+    pub fn in_memory() -> Self {
+        Self { folder: tempfile::tempdir_in("/dev/shm").unwrap() }
+    }
+
     /// A place with the same repository and cache, to be changed apart from this one.
     pub fn copy(&self) -> Self {
-        let copy = Self::new();
+        let copy = Self { folder: tempfile::tempdir_in(self.folder.path().parent().unwrap()).unwrap() };
         for name in ["repository", "cache"] {
             let status = Command::new("cp").arg("-a").arg(self.folder.path().join(name)).arg(copy.folder.path()).status().unwrap();
             assert!(status.success());
@@ -179,6 +184,13 @@ pub fn put_all(content: &[u8]) -> Told {
     Told { put: Extents::whole(Size(content.len() as u64)), zero: Extents::new() }
 }
 
+/// Everything: what is zero is told, the rest is put.
+pub fn put_data(content: &[u8]) -> Told {
+    // Unlike anything, so that every chunk differs.
+    let unlike: Vec<u8> = content.iter().map(|byte| !byte).collect();
+    diff(&unlike, content)
+}
+
 /// Puts the told part of `content` in a slightly wrong order.
 pub fn write_disk(
     writer: &mut dyn seam::BackupWriter,
@@ -212,10 +224,39 @@ pub const EVENING: &str = "2026-11-22T18:00:00Z";
 
 /// A whole backup of one disk `vda`.
 pub fn backup(repository: &Repository, time: &str, content: &[u8], base: Option<&BackupId>, told: &Told) -> seam::Result<BackupId> {
-    let mut writer = repository.begin(&vm().id(), time.parse().unwrap())?;
+    backup_of(&vm(), repository, time, content, base, told)
+}
+
+/// The same of any VM.
+pub fn backup_of(
+    vm: &VmIdentity,
+    repository: &Repository,
+    time: &str,
+    content: &[u8],
+    base: Option<&BackupId>,
+    told: &Told,
+) -> seam::Result<BackupId> {
+    let mut writer = repository.begin(&vm.id(), time.parse().unwrap())?;
     write_disk(&mut *writer, "vda", content, base, told)?;
-    let file = SavedFile { name: "domain.json".into(), content: br#"{"machine":"q35"}"#.to_vec() };
-    writer.publish(&manifest(time, &[("vda", content.len() as u64)], base), &[file])
+    // Unlike any other VM's, so that they share nothing but zeros.
+    let file = SavedFile { name: "domain.json".into(), content: format!(r#"{{"machine":"q35","name":{:?}}}"#, vm.name).into_bytes() };
+    let manifest = Manifest { vm: vm.clone(), ..manifest(time, &[("vda", content.len() as u64)], base) };
+    writer.publish(&manifest, &[file])
+}
+
+/// What changed from one content to the other of the same size, in whole chunks; zeros are told.
+pub fn diff(then: &[u8], now: &[u8]) -> Told {
+    let mut told = Told { put: Extents::new(), zero: Extents::new() };
+    let chunk = chunk_size().bytes() as usize;
+    for (number, (old, new)) in then.chunks(chunk).zip(now.chunks(chunk)).enumerate() {
+        let extent = Extent::at((number * chunk) as u64, new.len() as u64);
+        match (old == new, new.iter().all(|byte| *byte == 0)) {
+            (true, _) => {}
+            (false, true) => told.zero.push(extent),
+            (false, false) => told.put.push(extent),
+        }
+    }
+    told
 }
 
 pub fn full(repository: &Repository, content: &[u8]) -> BackupId {

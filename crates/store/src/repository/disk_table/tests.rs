@@ -123,6 +123,18 @@ fn an_unchanged_disk_loads_one_tree_and_is_the_same() {
 }
 
 #[test]
+fn of_a_larger_base_only_what_the_disk_has_is_taken() {
+    let memory = Memory::default();
+    let old = Layout::new(200_000 * CHUNK, CHUNK).unwrap();
+    let (root, chunks) = build(&memory, old, &[(Part::Data, 200_000)], 0, None);
+    for count in [1, 255, 256, 257, 429, 65_535, 65_536, 65_537, 199_999] {
+        let new = Layout::new(count * CHUNK, CHUNK).unwrap();
+        let (next, expected) = build(&memory, new, &[(Part::Base, count)], 1 << 40, Some((&root, old, &chunks)));
+        assert_eq!(read_all(&memory, &next, new), expected, "{count}");
+    }
+}
+
+#[test]
 fn one_changed_chunk_touches_one_folder_of_each_level() {
     let memory = Memory::default();
     let layout = Layout::new(200_000 * CHUNK, CHUNK).unwrap();

@@ -2,14 +2,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{MemfdFlags, memfd_create};
+
 use crate::error::{Error, Result};
 use crate::repository::blob::BlobEntry;
 use crate::repository::id::{ID_BYTES, Id, PackId};
+use crate::repository::index::INDEX_CACHE;
 use crate::repository::index::record::{BLOCK_PACKS, BLOCK_RECORDS, PACKS_MAX, PAYLOAD_BYTES, RECORD_BYTES, Record, checksum};
 use crate::repository::index::run::{Footer, Run};
 
@@ -17,6 +20,15 @@ use crate::repository::index::run::{Footer, Run};
 pub const RUN_SUFFIX: &str = ".run";
 /// End of the name of one that is being written.
 pub const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// Where runs are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shelf {
+    /// As files of the cache folder.
+    Folder(PathBuf),
+    /// In memory, because there is no folder that can be written.
+    Memory,
+}
 
 /// Records in memory that become a run.
 #[derive(Debug, Default)]
@@ -64,12 +76,12 @@ impl Batch {
     ///
     /// # Errors
     /// When the cache folder cannot be written.
-    pub fn write(&mut self, folder: &Path) -> Result<Run> {
+    pub fn write(&mut self, shelf: &Shelf) -> Result<Run> {
         let mut batch = std::mem::take(self);
         batch.records.sort_unstable_by_key(Record::sort_key);
         batch.records.dedup();
         let records = batch.records.iter().map(|record| Ok(*record));
-        write_run(folder, batch.indexes, &batch.packs, records)
+        write_run(shelf, batch.indexes, &batch.packs, records)
     }
 }
 
@@ -77,8 +89,8 @@ impl Batch {
 ///
 /// # Errors
 /// When the cache folder cannot be written, or a run is damaged ([`Error::Damaged`]).
-pub fn merge(folder: &Path, runs: &[&Run]) -> Result<Run> {
-    let damaged = |run: &Run, problem: String| Error::damaged("index cache", run.path.display(), problem);
+pub fn merge(shelf: &Shelf, runs: &[&Run]) -> Result<Run> {
+    let damaged = |run: &Run, problem: String| Error::damaged(INDEX_CACHE, run.place(), problem);
     let (mut packs, mut numbers, mut maps) = (Vec::new(), HashMap::new(), Vec::new());
     for run in runs {
         let mut map = Vec::with_capacity(run.packs as usize);
@@ -113,7 +125,7 @@ pub fn merge(folder: &Path, runs: &[&Run]) -> Result<Run> {
     indexes.sort_unstable();
     indexes.dedup();
     let merged = MergedRecords::new(&mut sources)?;
-    write_run(folder, indexes, &packs, merged)
+    write_run(shelf, indexes, &packs, merged)
 }
 
 /// The records of several sorted sources in order. Exact duplicates are left out; other places of the same blob stay.
@@ -206,24 +218,40 @@ impl<W: Write> BlockWriter<W> {
     }
 }
 
-fn write_run(folder: &Path, indexes: Vec<Id>, packs: &[PackId], records: impl Iterator<Item = Result<Record>>) -> Result<Run> {
+fn write_run(shelf: &Shelf, indexes: Vec<Id>, packs: &[PackId], records: impl Iterator<Item = Result<Record>>) -> Result<Run> {
+    match shelf {
+        Shelf::Folder(folder) => write_in_folder(folder, indexes, packs, records),
+        Shelf::Memory => write_in_memory(indexes, packs, records),
+    }
+}
+
+fn write_in_folder(folder: &Path, indexes: Vec<Id>, packs: &[PackId], records: impl Iterator<Item = Result<Record>>) -> Result<Run> {
     let name = format!("{:016x}", rand::random::<u64>());
     let (temporary, path) = (folder.join(format!("{name}{TEMPORARY_SUFFIX}")), folder.join(format!("{name}{RUN_SUFFIX}")));
-    let written = write_file(&temporary, indexes, packs, records)
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
+    let written = file
+        .map_err(|error| Error::io("write", &temporary, error))
+        .and_then(|file| write_file(file, &temporary, indexes, packs, records))
         .and_then(|()| fs::rename(&temporary, &path).map_err(|error| Error::io("publish", &path, error)));
     if let Err(error) = written {
         // The folder is a cache: what stays there is removed by the next refresh.
         drop(fs::remove_file(&temporary));
         return Err(error);
     }
-    Run::open(&path).map_err(|problem| Error::damaged("index cache", path.display(), problem))
+    Run::open(&path).map_err(|problem| Error::damaged(INDEX_CACHE, path.display(), problem))
 }
 
-fn write_file(path: &PathBuf, indexes: Vec<Id>, packs: &[PackId], records: impl Iterator<Item = Result<Record>>) -> Result<()> {
+fn write_in_memory(indexes: Vec<Id>, packs: &[PackId], records: impl Iterator<Item = Result<Record>>) -> Result<Run> {
+    let failed = |error| Error::internal("keep the index in memory", error);
+    let file = memfd_create("keepmark-index", MemfdFlags::CLOEXEC).map(File::from).map_err(|error| failed(std::io::Error::from(error)))?;
+    write_file(file.try_clone().map_err(failed)?, Path::new("memory"), indexes, packs, records)?;
+    Run::of_file(file, None).map_err(|problem| Error::damaged(INDEX_CACHE, "memory", problem))
+}
+
+fn write_file(file: File, path: &Path, indexes: Vec<Id>, packs: &[PackId], records: impl Iterator<Item = Result<Record>>) -> Result<()> {
     let failed = |error| Error::io("write", path, error);
     let packs_number = u32::try_from(packs.len()).ok().filter(|number| *number < PACKS_MAX);
     let packs_number = packs_number.ok_or_else(|| Error::Refused { problem: "too many packs for the index cache".to_owned() })?;
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     let mut blocks = BlockWriter { out: BufWriter::with_capacity(1 << 16, file), number: 0, payload: Vec::with_capacity(PAYLOAD_BYTES) };
     let mut footer = Footer { packs: packs_number, indexes, ..Footer::default() };
     for record in records {

@@ -22,8 +22,8 @@ type Block = [u8; BLOCK_BYTES];
 /// One sorted file of records.
 #[derive(Debug)]
 pub struct Run {
-    /// Where it is.
-    pub path: PathBuf,
+    /// Where it is; nowhere if it is kept in memory.
+    pub path: Option<PathBuf>,
     file: File,
     /// The index files whose blobs it has, all of them.
     pub indexes: Vec<Id>,
@@ -103,8 +103,16 @@ impl Run {
     /// # Errors
     /// In words, when the file cannot be used.
     pub fn open(path: &Path) -> Result<Self, String> {
+        let file = File::open(path).map_err(|error| error.to_string())?;
+        Self::of_file(file, Some(path.to_owned()))
+    }
+
+    /// Takes a run that is open already and checks its footer.
+    ///
+    /// # Errors
+    /// In words, when the file cannot be used.
+    pub fn of_file(file: File, path: Option<PathBuf>) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        let file = File::open(path).map_err(text)?;
         let size = file.metadata().map_err(text)?.len();
         let mut trailer = [0; 16];
         let trailer_at = size.checked_sub(16).ok_or("it is too short")?;
@@ -120,7 +128,13 @@ impl Run {
         if !length_fits || fences.len() as u64 != blocks {
             return Err("its parts do not fit together".to_owned());
         }
-        Ok(Self { path: path.to_owned(), file, indexes, records, packs, fences, kept: Mutex::default() })
+        Ok(Self { path, file, indexes, records, packs, fences, kept: Mutex::default() })
+    }
+
+    /// Where it is, for messages.
+    #[must_use]
+    pub fn place(&self) -> String {
+        self.path.as_ref().map_or_else(|| "memory".to_owned(), |path| path.display().to_string())
     }
 
     /// All places of a blob in this run.

@@ -1,23 +1,32 @@
 //! Checking backups: every tree that is reachable, every chunk they name, and whom it hits when something is damaged.
 //!
-//! What was found good is remembered by its place in the index, one bit each, so that shared content is looked at once and
-//! memory stays small. What is damaged is looked at again for every backup, so that each one hit is named.
+//! What was found good is remembered by its place in the index, so that shared content is looked at once and memory stays small:
+//! one bit for a chunk, some 50 bytes for a tree. What is damaged is looked at again for every backup, so that each one hit is named.
+
+mod damages;
+mod files;
+mod memory;
+mod probe;
+mod role;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keepmark_model::BackupId;
-use keepmark_model::seam::{Damage, Verification};
+use keepmark_model::seam::Verification;
 
 use crate::error::{Error, Result};
-use crate::repository::Repository;
 use crate::repository::backend::FileKind;
-use crate::repository::catalog::LoadedBackup;
 use crate::repository::core::Scratch;
+use crate::repository::disk_table::ZeroNames;
 use crate::repository::id::{BlobKind, ChunkId, Id, PackId, TreeId};
-use crate::repository::index::{Place, View};
+use crate::repository::index::{INDEX_CACHE, Place, View};
+use crate::repository::pack::read_table;
 use crate::repository::tree::{self, Node};
-use crate::repository::{index_file, sealed_file};
+use crate::repository::verify::damages::{Damages, problem_of};
+use crate::repository::verify::memory::Good;
+use crate::repository::verify::probe::Outcome;
+use crate::repository::verify::role::Role;
+use crate::repository::{Repository, damaged_packs, noun};
 
 /// Trees lie no deeper than this: `/<vm>/<disk>/<group>/<dir>`, with room for other programs' backups.
 const DEPTH_MAX: usize = 100;
@@ -28,31 +37,37 @@ impl Repository {
     /// # Errors
     /// When the repository cannot be read at all; damage is in the result.
     pub fn verify_backups(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> Result<Verification> {
-        let _lease = self.lease()?;
+        match self.verify_once(ids, read_data, progress) {
+            // Only the cache: it is made anew, and everything is looked at again, since numbers of records are others then.
+            Err(Error::Damaged { kind: INDEX_CACHE, .. }) => {
+                self.index.rebuild()?;
+                self.verify_once(ids, read_data, progress)
+            }
+            other => other,
+        }
+    }
+
+    fn verify_once(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> Result<Verification> {
+        let _lease = self.reading_lease()?;
+        let mut damages = Damages::default();
+        self.check_keys_and_locks(&mut damages)?;
         let damaged_indexes = self.check_index_files()?;
-        let ids = if ids.is_empty() { self.all_snapshots()? } else { ids.to_vec() };
-        let view = self.index.view();
-        let good = RecordSet(view.sizes().iter().map(|records| vec![0; usize::try_from(records.div_ceil(64)).unwrap_or(0)]).collect());
-        let mut verifier = Verifier {
-            repository: self,
-            view,
-            read_data,
-            good,
-            packs: HashMap::new(),
-            damages: Damages::default(),
-            bytes_read: 0,
-            scratch: Scratch::new()?,
-        };
-        let total = ids.len() as u64;
-        let mut sound = Vec::new();
-        for (done, id) in (0..).zip(&ids) {
+        let wanted = if ids.is_empty() { self.all_snapshots()? } else { ids.to_vec() };
+        let mut verifier = Verifier::new(self, read_data, damages)?;
+        let total = wanted.len() as u64;
+        let mut good = Vec::new();
+        for (done, id) in (0..).zip(&wanted) {
             progress(done, total);
             if verifier.backup(id)? {
-                sound.push(id.clone());
+                good.push(id.clone());
             }
         }
+        verifier.zeros()?;
+        verifier.tables()?;
         progress(total, total);
-        Ok(Verification { good: sound, damages: verifier.damages.into_list(damaged_indexes), bytes_read: verifier.bytes_read })
+        let Verifier { damages, bytes_read, .. } = verifier;
+        self.remember_packs(&damages.packs, ids.is_empty() && read_data);
+        Ok(Verification { good, damages: damages.into_list(damaged_indexes), bytes_read })
     }
 
     fn all_snapshots(&self) -> Result<Vec<BackupId>> {
@@ -61,80 +76,11 @@ impl Repository {
         Ok(backups.into_iter().map(|backup| backup.id).chain(damaged).collect())
     }
 
-    /// Reads every index file. What the local cache still knows of a damaged one must not count, so it is built anew then.
-    fn check_index_files(&self) -> Result<Vec<(Id, String)>> {
-        let mut damaged = Vec::new();
-        for (id, _) in self.core.backend.list(FileKind::Index)? {
-            let content = sealed_file::content(&*self.core.backend, &self.core.key, FileKind::Index, &id);
-            let outcome =
-                content.and_then(|content| index_file::decode(content, &mut |_, _| {}).map_err(|error| Error::damaged("index", id, error)));
-            if let Err(error) = outcome {
-                damaged.push((id, problem_of(error)));
-            }
-        }
-        if !damaged.is_empty() {
-            self.index.rebuild()?;
-        }
-        Ok(damaged)
-    }
-}
-
-/// A set of records of the index.
-struct RecordSet(Vec<Vec<u64>>);
-
-impl RecordSet {
-    fn word(&mut self, record: (usize, u64)) -> Option<&mut u64> {
-        let word = usize::try_from(record.1 / 64).ok()?;
-        self.0.get_mut(record.0)?.get_mut(word)
-    }
-
-    fn contains(&mut self, record: (usize, u64)) -> bool {
-        self.word(record).is_some_and(|word| *word & (1 << (record.1 % 64)) != 0)
-    }
-
-    fn insert(&mut self, record: (usize, u64)) {
-        if let Some(word) = self.word(record) {
-            *word |= 1 << (record.1 % 64);
-        }
-    }
-}
-
-/// What is damaged, by its name.
-#[derive(Default)]
-struct Damages {
-    found: BTreeMap<String, (String, BTreeSet<BackupId>)>,
-    /// Blobs in no index, and who needs them.
-    missing: BTreeSet<String>,
-    missed_by: BTreeSet<BackupId>,
-}
-
-impl Damages {
-    fn add(&mut self, subject: String, problem: String, backup: Option<&BackupId>) {
-        let (_, backups) = self.found.entry(subject).or_insert_with(|| (problem, BTreeSet::new()));
-        backups.extend(backup.cloned());
-    }
-
-    fn miss(&mut self, id: String, backup: &BackupId) {
-        // A few names are enough for a message; a lost index may have had millions.
-        if self.missing.len() < 1000 {
-            self.missing.insert(id);
-        }
-        self.missed_by.insert(backup.clone());
-    }
-
-    /// What is in no index is laid to the damaged index files, where there are any.
-    fn into_list(mut self, damaged_indexes: Vec<(Id, String)>) -> Vec<Damage> {
-        let missed_by = std::mem::take(&mut self.missed_by);
-        if let (Some(id), true) = (self.missing.first(), damaged_indexes.is_empty()) {
-            let more = self.missing.len().saturating_sub(1);
-            let problem = format!("blob {id} and {more} more that backups need are in none of the index files");
-            self.found.insert("index".to_owned(), (problem, missed_by.clone()));
-        }
-        for (id, problem) in damaged_indexes {
-            self.found.insert(format!("index {id}"), (problem, missed_by.clone()));
-        }
-        let list = self.found.into_iter();
-        list.map(|(subject, (problem, backups))| Damage { subject, problem, backups: backups.into_iter().collect() }).collect()
+    /// Lets the next backup know what it cannot build on. Only a cache: without it, damage inside of packs is not seen by backups.
+    fn remember_packs(&self, found: &BTreeSet<PackId>, everything_was_read: bool) {
+        let mut packs = if everything_was_read { BTreeSet::new() } else { damaged_packs::load(&self.cache) };
+        packs.extend(found);
+        drop(damaged_packs::save(&self.cache, &packs));
     }
 }
 
@@ -142,21 +88,38 @@ struct Verifier<'a> {
     repository: &'a Repository,
     view: View,
     read_data: bool,
-    /// Trees whose whole content is good, and chunks that are.
-    good: RecordSet,
+    good: Good,
+    /// Sizes of packs that were looked for.
     packs: HashMap<PackId, Option<u64>>,
+    /// Packs that have something good.
+    used: BTreeSet<PackId>,
+    /// Names of zeros by chunk size, bytes.
+    zero_names: HashMap<u64, ZeroNames>,
+    /// Zeros that backups name: a restore needs them not, other programs do.
+    zeros: BTreeMap<Id, BlobKind>,
     damages: Damages,
     bytes_read: u64,
     scratch: Scratch,
 }
 
-/// What became of reading one chunk.
-struct Outcome {
-    place: Place,
-    result: std::result::Result<u64, Error>,
-}
+impl<'a> Verifier<'a> {
+    fn new(repository: &'a Repository, read_data: bool, damages: Damages) -> Result<Self> {
+        let view = repository.index.view();
+        Ok(Self {
+            repository,
+            good: Good::new(&view),
+            view,
+            read_data,
+            packs: HashMap::new(),
+            used: BTreeSet::new(),
+            zero_names: HashMap::new(),
+            zeros: BTreeMap::new(),
+            damages,
+            bytes_read: 0,
+            scratch: Scratch::new()?,
+        })
+    }
 
-impl Verifier<'_> {
     /// Checks one backup; says whether it can be restored whole.
     fn backup(&mut self, id: &BackupId) -> Result<bool> {
         let backup = match self.repository.load_backup(id) {
@@ -167,55 +130,71 @@ impl Verifier<'_> {
                 return Ok(false);
             }
             Err(error) => {
-                self.blame(vec![error], Some(id));
+                self.damages.blame(vec![error], Some(id));
                 return Ok(false);
             }
         };
-        let mut sound = self.shape(&backup);
-        for node in &backup.nodes {
-            sound &= self.node(node, id, 0)?;
-        }
-        Ok(sound & self.chunks(&backup.nodes, id)?)
-    }
-
-    /// Whether every disk of the manifest is there, with as many groups as its size needs.
-    fn shape(&mut self, backup: &LoadedBackup) -> bool {
-        let mut sound = true;
+        let (mut sound, mut roles) = (true, HashMap::new());
         for disk in &backup.manifest.disks {
-            if let Err(error) = backup.disk(disk.name.as_str()) {
-                self.damages.add(format!("snapshot {}", backup.id), problem_of(error), Some(&backup.id));
-                sound = false;
+            match backup.disk(disk.name.as_str()) {
+                Ok(found) => drop(roles.insert(disk.name.as_str(), Role::Disk(found.layout))),
+                Err(error) => {
+                    self.damages.add(format!("snapshot {id}"), problem_of(error), Some(id));
+                    sound = false;
+                }
             }
         }
-        sound
+        for node in &backup.nodes {
+            let role = roles.get(node.name.as_str()).copied().unwrap_or(Role::Plain);
+            sound &= self.node(node, role, id, 0)?;
+        }
+        Ok(sound & self.chunks(&backup.nodes, Role::Plain, id)?)
     }
 
-    fn node(&mut self, node: &Node, backup: &BackupId, depth: usize) -> Result<bool> {
+    fn node(&mut self, node: &Node, role: Role, backup: &BackupId, depth: usize) -> Result<bool> {
         match node.subtree {
             Some(_) if depth > DEPTH_MAX => {
                 self.damages.add(format!("snapshot {backup}"), "its folders are nested too deep".to_owned(), Some(backup));
                 Ok(false)
             }
-            Some(tree) => self.tree(&tree, backup, depth + 1),
+            Some(tree) => self.tree(&tree, role, backup, depth + 1),
             None => Ok(true),
         }
     }
 
-    fn tree(&mut self, id: &TreeId, backup: &BackupId, depth: usize) -> Result<bool> {
+    fn tree(&mut self, id: &TreeId, role: Role, backup: &BackupId, depth: usize) -> Result<bool> {
+        if let Some(zeros) = self.zero_names(role)?.and_then(|names| role.zeros(id, &names)) {
+            self.zeros.extend(zeros.into_iter().map(|(kind, id)| (id, kind)));
+            return Ok(true);
+        }
         let places = self.repository.index.find_in(&self.view, id, BlobKind::Tree)?;
-        if places.iter().any(|place| self.good.contains(place.record)) {
+        if places.iter().any(|place| self.good.has_tree(place.record, role.form())) {
             return Ok(true);
         }
         let Some((place, nodes)) = self.load(id, &places, backup) else { return Ok(false) };
-        let mut sound = true;
-        for node in &nodes {
-            sound &= self.node(node, backup, depth)?;
+        if let Err(error) = role.check(id, &nodes) {
+            self.damages.blame(vec![error], Some(backup));
+            return Ok(false);
         }
-        sound &= self.chunks(&nodes, backup)?;
+        let mut sound = true;
+        for (number, node) in (0..).zip(&nodes) {
+            sound &= self.node(node, role.child(number), backup, depth)?;
+        }
+        sound &= self.chunks(&nodes, role, backup)?;
         if sound {
-            self.good.insert(place.record);
+            self.good.add_tree(place.record, role.form());
         }
         Ok(sound)
+    }
+
+    fn zero_names(&mut self, role: Role) -> Result<Option<ZeroNames>> {
+        let Some(size) = role.chunk_size() else { return Ok(None) };
+        if let Some(names) = self.zero_names.get(&size) {
+            return Ok(Some(*names));
+        }
+        let names = ZeroNames::new(size)?;
+        self.zero_names.insert(size, names);
+        Ok(Some(names))
     }
 
     /// Reads a tree from the first place that has it undamaged.
@@ -226,7 +205,8 @@ impl Verifier<'_> {
             match read.and_then(|()| tree::decode(id, &self.scratch.plain)) {
                 Ok(nodes) => {
                     self.bytes_read += u64::from(place.entry.length);
-                    self.blame(failures, None);
+                    self.used.insert(place.pack);
+                    self.damages.blame(failures, None);
                     return Some((*place, nodes));
                 }
                 Err(error) => failures.push(error),
@@ -235,32 +215,28 @@ impl Verifier<'_> {
         if failures.is_empty() {
             self.damages.miss(id.hex(), backup);
         }
-        self.blame(failures, Some(backup));
+        self.damages.blame(failures, Some(backup));
         None
     }
 
-    fn blame(&mut self, failures: Vec<Error>, backup: Option<&BackupId>) {
-        for failure in failures {
-            let subject = if let Error::Damaged { kind, id, .. } = &failure { format!("{kind} {id}") } else { failure.to_string() };
-            self.damages.add(subject, problem_of(failure), backup);
-        }
-    }
-
-    /// Checks all chunks of a folder's files, and that the files are as long as they say.
-    fn chunks(&mut self, nodes: &[Node], backup: &BackupId) -> Result<bool> {
-        let (mut sound, mut seen, mut unchecked) = (true, HashMap::new(), Vec::new());
+    /// Checks all chunks of a folder's files, and that they are as long as their place and their file say.
+    fn chunks(&mut self, nodes: &[Node], role: Role, backup: &BackupId) -> Result<bool> {
+        let zero = self.zero_names(role)?;
+        let (mut sound, mut seen, mut unchecked, mut number) = (true, HashMap::new(), Vec::new(), 0..);
         for node in nodes {
             let mut length = 0_u64;
-            for id in &node.content {
-                let found = match seen.get(id) {
-                    Some(found) => *found,
-                    None => {
-                        let found = self.locate(id, backup, &mut unchecked)?;
-                        seen.insert(*id, found);
-                        found
+            for (id, number) in node.content.iter().zip(&mut number) {
+                let fixed = role.chunk_length(number);
+                let found = if zero.as_ref().is_some_and(|zero| role.is_zero_chunk(number, id, zero)) {
+                    self.zeros.insert(*id, BlobKind::Data);
+                    fixed
+                } else {
+                    match seen.get(id) {
+                        Some(found) => *found,
+                        None => *seen.entry(*id).insert_entry(self.locate(id, backup, &mut unchecked)?).get(),
                     }
                 };
-                sound &= found.is_some();
+                sound &= found.is_some() && self.has_length(id, found, fixed, backup);
                 length = length.saturating_add(found.unwrap_or(0));
             }
             if sound && length != node.size {
@@ -269,7 +245,14 @@ impl Verifier<'_> {
                 sound = false;
             }
         }
-        Ok(sound & self.check(unchecked, backup)?)
+        Ok(sound & self.check(&unchecked, backup)?)
+    }
+
+    fn has_length(&mut self, id: &ChunkId, found: Option<u64>, fixed: Option<u64>, backup: &BackupId) -> bool {
+        let Some((found, fixed)) = found.zip(fixed).filter(|(found, fixed)| found != fixed) else { return true };
+        let problem = format!("chunk {id} has {found} bytes and its place on the disk {fixed}");
+        self.damages.add(format!("snapshot {backup}"), problem, Some(backup));
+        false
     }
 
     /// Finds a chunk in the index; its length, if it is there. Those that are not known to be good are to be checked.
@@ -280,93 +263,68 @@ impl Verifier<'_> {
             return Ok(None);
         };
         let length = u64::from(first.entry.content_length());
-        if !places.iter().any(|place| self.good.contains(place.record)) {
+        if !places.iter().any(|place| self.good.has_chunk(place.record)) {
             unchecked.push(places);
         }
         Ok(Some(length))
     }
 
     /// Checks chunks; each must be good in one of its places.
-    fn check(&mut self, chunks: Vec<Vec<Place>>, backup: &BackupId) -> Result<bool> {
-        let outcomes =
-            if self.read_data { self.read(&chunks)? } else { chunks.iter().map(|places| self.look(places)).collect::<Result<Vec<_>>>()? };
+    fn check(&mut self, chunks: &[Vec<Place>], backup: &BackupId) -> Result<bool> {
         let mut sound = true;
-        for outcomes in outcomes {
-            let (mut good, mut failures) = (false, Vec::new());
-            for Outcome { place, result } in outcomes {
-                match result {
-                    Ok(bytes) => {
-                        self.good.insert(place.record);
-                        self.bytes_read += bytes;
-                        good = true;
-                    }
-                    Err(error) => failures.push(error),
-                }
-            }
-            self.blame(failures, if good { None } else { Some(backup) });
+        for outcomes in self.probe(chunks)? {
+            let (good, failures) = self.take(outcomes);
+            self.damages.blame(failures, if good { None } else { Some(backup) });
             sound &= good;
         }
         Ok(sound)
     }
 
-    /// Whether the pack is there and long enough, without reading it.
-    fn look(&mut self, places: &[Place]) -> Result<Vec<Outcome>> {
-        let mut outcomes = Vec::new();
-        for place in places {
-            let size = match self.packs.get(&place.pack) {
-                Some(size) => *size,
-                None => *self.packs.entry(place.pack).or_insert(self.repository.core.backend.size(FileKind::Pack, &place.pack)?),
-            };
-            let result = match size {
-                Some(size) if place.entry.end() <= size => Ok(0),
-                Some(size) => Err(Error::damaged("pack", place.pack, format!("it has only {size} bytes"))),
-                None => Err(Error::damaged("pack", place.pack, "it is not there")),
-            };
-            outcomes.push(Outcome { place: *place, result });
-        }
-        Ok(outcomes)
-    }
-
-    /// Reads chunks with several threads.
-    fn read(&self, chunks: &[Vec<Place>]) -> Result<Vec<Vec<Outcome>>> {
-        let (next, workers) = (AtomicUsize::new(0), self.repository.workers.min(chunks.len()));
-        let work = || -> Result<Vec<(usize, Vec<Outcome>)>> {
-            let (mut scratch, mut done) = (Scratch::new()?, Vec::new());
-            while let Some((number, places)) =
-                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, chunks.get(number)?)))
-            {
-                done.push((number, self.try_places(places, &mut scratch)));
-            }
-            Ok(done)
-        };
-        let parts = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::internal("verify", "a thread panicked"))))
-                .collect::<Result<Vec<_>>>()
-        })?;
-        let mut all: Vec<_> = parts.into_iter().flatten().collect();
-        all.sort_by_key(|(number, _)| *number);
-        Ok(all.into_iter().map(|(_, outcomes)| outcomes).collect())
-    }
-
-    /// Reads a chunk from one place after the other until one is good.
-    fn try_places(&self, places: &[Place], scratch: &mut Scratch) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
-        for place in places {
-            let result = self.repository.core.read_blob(&place.pack, &place.entry, scratch).map(|()| u64::from(place.entry.length));
-            let good = result.is_ok();
-            outcomes.push(Outcome { place: *place, result });
-            if good {
-                break;
+    /// Whether one of a blob's places is good, and what is wrong with the others.
+    fn take(&mut self, outcomes: Vec<Outcome>) -> (bool, Vec<Error>) {
+        let (mut good, mut failures) = (false, Vec::new());
+        for Outcome { place, result } in outcomes {
+            match result {
+                Ok(bytes) => {
+                    self.good.add_chunk(place.record);
+                    self.used.insert(place.pack);
+                    self.bytes_read += bytes;
+                    good = true;
+                }
+                Err(error) => failures.push(error),
             }
         }
-        outcomes
+        (good, failures)
     }
-}
 
-/// What is wrong, without the name that stands before it.
-fn problem_of(error: Error) -> String {
-    if let Error::Damaged { problem, .. } = error { problem } else { error.to_string() }
+    /// Checks the zeros that backups name. Their loss hits no backup, since a restore knows them by their names, but restic needs them.
+    fn zeros(&mut self) -> Result<()> {
+        for (id, kind) in std::mem::take(&mut self.zeros) {
+            let places = self.repository.index.find_in(&self.view, &id, kind)?;
+            let outcomes = self.probe(&[places])?.into_iter().flatten().collect();
+            let (good, failures) = self.take(outcomes);
+            if !good {
+                let why = failures.first().map_or_else(|| "it is in no index".to_owned(), ToString::to_string);
+                let problem = format!("these zeros are lost ({why}): keepmark restores without them, restic does not");
+                self.damages.add(format!("{} {id}", noun(kind)), problem, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the tables of the packs that were read. The index has the same, but it can be made anew from them only.
+    fn tables(&mut self) -> Result<()> {
+        if !self.read_data {
+            return Ok(());
+        }
+        let core = &self.repository.core;
+        for pack in std::mem::take(&mut self.used) {
+            let Some(size) = core.backend.size(FileKind::Pack, &pack)? else { continue };
+            if let Err(error) = read_table(&*core.backend, &core.key, &pack, size) {
+                let problem = format!("its own table cannot be read, which only making a new index needs: {}", problem_of(error));
+                self.damages.add(format!("pack {pack}"), problem, None);
+            }
+        }
+        Ok(())
+    }
 }

@@ -1,7 +1,9 @@
 //! Writing a backup: chunks through the pipeline, trees from the chunks, and at the very end the snapshot.
 
+mod base;
 mod disk;
 mod known;
+mod needs;
 mod pipeline;
 mod poison;
 
@@ -17,7 +19,8 @@ use crate::repository::Repository;
 use crate::repository::backend::FileKind;
 use crate::repository::blob::Sealer;
 use crate::repository::core::Scratch;
-use crate::repository::disk_table::{StoredDisk, Trees};
+use crate::repository::damaged_packs;
+use crate::repository::disk_table::Trees;
 use crate::repository::id::{BlobKind, ChunkId, TreeId};
 use crate::repository::layout::Layout;
 use crate::repository::lock::Lease;
@@ -25,6 +28,8 @@ use crate::repository::sealed_file;
 use crate::repository::snapshot::{Snapshot, TAG, VM_TAG};
 use crate::repository::tree::{self, Node};
 use crate::repository::write::disk::DiskWriter;
+use crate::repository::write::known::Known;
+use crate::repository::write::needs::Needs;
 use crate::repository::write::pipeline::Pipeline;
 
 /// File name of the manifest in a backup.
@@ -47,23 +52,11 @@ pub struct BackupWriter<'a> {
 
 impl<'a> BackupWriter<'a> {
     pub(crate) fn new(repository: &'a Repository, lease: Arc<Lease>, vm: &VmId, time: Timestamp) -> Result<Self> {
-        let pipeline = Pipeline::start(Arc::clone(&repository.core), Arc::clone(&repository.index), repository.workers)?;
+        let core = Arc::clone(&repository.core);
+        let known = Known::new(Arc::clone(&core), Arc::clone(&repository.index), damaged_packs::load(&repository.cache));
+        let pipeline = Pipeline::start(core, known, repository.workers)?;
         let tools = Mutex::new((Sealer::new()?, Scratch::new()?));
         Ok(Self { repository, vm: vm.clone(), time, pipeline, tools, disks: Mutex::default(), _lease: lease })
-    }
-
-    /// The base's tables of a disk.
-    fn base(&self, id: &BackupId, content: &DiskContent) -> Result<StoredDisk> {
-        let backup = self.repository.load_backup(id)?;
-        let chunk_size = content.chunk_size.bytes();
-        let disk = backup.disk(content.name.as_str())?;
-        if disk.layout.chunk != chunk_size {
-            return Err(Error::Content {
-                disk: content.name.to_string(),
-                problem: format!("the base has chunks of {} bytes, not {chunk_size}", disk.layout.chunk),
-            });
-        }
-        StoredDisk::open(self, &disk.tree, disk.layout)
     }
 
     fn open_disk(&self, content: &DiskContent) -> Result<DiskWriter<'_>> {
@@ -100,10 +93,13 @@ impl<'a> BackupWriter<'a> {
         let root = self.store(&[Node::dir(self.vm.as_str(), vm_tree)])?;
         let snapshot = self.snapshot(root, manifest);
         // Everything the snapshot needs is durable and indexed before the snapshot is.
-        let Self { repository, pipeline, .. } = self;
+        let Self { repository, pipeline, vm, .. } = self;
+        let shared = Arc::clone(&pipeline.shared);
         pipeline.finish()?;
         let id = sealed_file::write(&*repository.core.backend, &repository.core.key, FileKind::Snapshot, &snapshot)?;
-        Ok(BackupId::new(id.hex()))
+        let id = BackupId::new(id.hex());
+        remember(repository, &vm, &id, shared.known.needs(), manifest.checkpoint.is_some());
+        Ok(id)
     }
 
     fn snapshot(&self, tree: TreeId, manifest: &Manifest) -> Snapshot {
@@ -119,6 +115,14 @@ impl<'a> BackupWriter<'a> {
             tags,
             program_version: manifest.program.clone(),
         }
+    }
+}
+
+/// Only a cache: without it the next backup looks at every chunk of its base.
+fn remember(repository: &Repository, vm: &VmId, id: &BackupId, mut needs: Needs, alone: bool) {
+    if let Ok(indexes) = repository.core.backend.list(FileKind::Index) {
+        needs.indexes = indexes.into_iter().collect();
+        drop(needs::save(&repository.cache, vm, id, &needs, alone));
     }
 }
 

@@ -13,7 +13,6 @@ use crate::repository::backend::FileKind;
 use crate::repository::blob::{SealedBlob, Sealer};
 use crate::repository::core::Core;
 use crate::repository::id::{BlobKind, ChunkId, Id};
-use crate::repository::index::Index;
 use crate::repository::index_file::IndexFile;
 use crate::repository::pack::{FullPack, OpenPack, PublishedPack};
 use crate::repository::sealed_file;
@@ -121,8 +120,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(core: Arc<Core>, index: Arc<Index>, workers: usize) -> Result<Self> {
-        let shared = Arc::new(Shared { known: Known::new(Arc::clone(&core), index), core, poison: Poison::default() });
+    pub fn start(core: Arc<Core>, known: Known, workers: usize) -> Result<Self> {
+        let shared = Arc::new(Shared { known, core, poison: Poison::default() });
         let (jobs, jobs_in) = bounded(workers.saturating_mul(2));
         let (packer, packer_in) = bounded(workers.saturating_mul(2));
         let (publisher, publisher_in) = bounded(1);
