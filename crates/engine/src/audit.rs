@@ -1,7 +1,7 @@
 //! The audit of an incremental, before anything is stored: do the blocks that the bitmaps call clean still fit the base?
 
 use keepmark_model::audit::{
-    AuditRecord, AuditWish, last_clean, sample, sample_count, suspicion, undetected_max_ppm, window, windows_from_end,
+    AuditRecord, AuditWish, end, end_chunks, last_clean, sample, sample_count, suspicion, undetected_max_ppm, window, windows_from_end,
 };
 use keepmark_model::rules::{Rule, broken};
 use keepmark_model::seam::{BackupReader, FrozenDisk, Result};
@@ -13,6 +13,8 @@ pub struct Audit<'a> {
     pub base: &'a dyn BackupReader,
     /// The part of the disk that the last audit checked.
     pub last: Option<Extent>,
+    /// Bytes of a cluster of the active image; 1 where it has none.
+    pub cluster: u64,
     /// How much is wanted.
     pub wish: AuditWish,
     /// Chooses the sample; fresh for every audit.
@@ -33,8 +35,8 @@ pub enum Audited {
 /// # Errors
 /// When the disk or the base cannot be read.
 pub fn audit(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk: ChunkSize, audit: &Audit<'_>) -> Result<Audited> {
-    let end = end_of_clean_data(name, disk.size(), changed, chunk, audit.base)?;
-    let (read_at_end, cut) = compare(disk, name, end.as_slice(), chunk, audit.base)?;
+    let end = chunks_at_end(disk, name, changed, chunk, audit)?;
+    let (read_at_end, cut) = compare(disk, name, &end, chunk, audit.base)?;
     if let Some(cut) = cut.filter(|_| !broken(Rule::End)) {
         return Ok(Audited::Contradiction(format!(
             "the last data that are called clean, bytes {} to {}, are not as in the last backup: the disk may have been cut and grown again",
@@ -50,7 +52,26 @@ pub fn audit(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chun
     })
 }
 
-/// The chunk that no cut of the disk can have spared without sparing everything.
+/// The chunks that no cut of the disk can have spared without sparing everything that is clean.
+fn chunks_at_end(
+    disk: &mut dyn FrozenDisk,
+    name: &DiskName,
+    changed: &Extents,
+    chunk: ChunkSize,
+    audit: &Audit<'_>,
+) -> Result<Vec<ChunkIndex>> {
+    let size = disk.size();
+    if changed.total() >= size {
+        return Ok(Vec::new());
+    }
+    let last = end_of_clean_data(name, size, changed, chunk, audit.base)?;
+    let end = end(last, audit.cluster, chunk, size);
+    let clean = Extents::from_iter([end]).round_out(chunk, size).difference(changed);
+    let (now, then) = (disk.data(&clean)?, audit.base.data(name, &clean)?.clip(size));
+    Ok(end_chunks(end, changed, &now, &then, chunk, size))
+}
+
+/// The last chunk that is called clean and held data.
 fn end_of_clean_data(
     name: &DiskName,
     size: Size,
@@ -58,9 +79,6 @@ fn end_of_clean_data(
     chunk: ChunkSize,
     base: &dyn BackupReader,
 ) -> Result<Option<ChunkIndex>> {
-    if changed.total() >= size {
-        return Ok(None);
-    }
     for window in windows_from_end(size) {
         let data_then = base.data(name, &Extents::from_iter([window]))?.clip(size);
         if let Some(last) = last_clean(&data_then, changed, chunk) {
@@ -87,7 +105,8 @@ fn sampled(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk:
     let clean = data_then.difference(changed);
     let count = sample_count(audit.wish, changed.chunks(chunk).count() as u64, clean.chunks(chunk).count() as u64);
     let sampled = sample(&clean, chunk, count, audit.seed);
-    let doubtful = sample(&suspect.to_compare, chunk, count, audit.seed.rotate_left(32));
+    let doubts = sample_count(audit.wish, changed.chunks(chunk).count() as u64, suspect.to_compare.chunks(chunk).count() as u64);
+    let doubtful = sample(&suspect.to_compare, chunk, doubts, audit.seed.rotate_left(32));
     let mut chosen: Vec<ChunkIndex> = sampled.iter().chain(&doubtful).copied().collect();
     chosen.sort_unstable();
     chosen.dedup();

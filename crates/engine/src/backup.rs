@@ -158,12 +158,23 @@ impl Run<'_> {
                 None
             }
         };
-        let audit = base.as_deref().map(|base| Audit { base, last: last_window(base, &disk), wish: self.job.audit, seed: self.seed() });
+        let audit = base.as_deref().map(|base| Audit {
+            base,
+            last: last_window(base, &disk),
+            cluster: self.cluster_size(&disk),
+            wish: self.job.audit,
+            seed: self.seed(),
+        });
         capture(frozen, &disk, chunk, audit.as_ref(), writer, self.monitor)
     }
 
     fn seed(&self) -> u64 {
         u64::from((self.world.random)()) << 32 | u64::from((self.world.random)())
+    }
+
+    fn cluster_size(&self, disk: &DiskPlan) -> u64 {
+        let facts = self.outlook.facts.disks.iter().find(|facts| facts.name == disk.name);
+        facts.and_then(|facts| facts.cluster_size).unwrap_or(1)
     }
 
     /// A disk keeps its base's chunk size, so that chunks can be taken over.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use driver::{Campaign, play_seed, story};
 
 /// Seeds whose histories found something once, and what it was.
-const KEPT: [(u64, &str); 12] = [
+const KEPT: [(u64, &str); 13] = [
     (3, "a clock that was set back makes an older bitmap look younger: a resync too many, and no more"),
     (96, "a backup with a silent edit in it is contradicted by the next one's audit"),
     (198, "two disks on one backing image"),
@@ -19,6 +19,7 @@ const KEPT: [(u64, &str); 12] = [
     (1882600560919812, "disks change places, and the snapshot of one is committed into a file that is called like the other's"),
     (1882700000082742, "the base is deleted while a backup that holds a silent edit is made upon it"),
     (12346, "an image that is copied while it is open"),
+    (7705955, "a cut inside a cluster of several bits: what was written comes back when the disk grows, its bits do not"),
     (641, "without an audit, a foreign tool's holes go unseen"),
 ];
 
