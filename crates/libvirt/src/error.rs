@@ -26,6 +26,12 @@ pub enum Error {
         #[source]
         source: Source,
     },
+    /// It is another host's, or another hypervisor's.
+    #[error("libvirt at {uri} is not that of a QEMU on this host")]
+    Elsewhere {
+        /// The URI.
+        uri: String,
+    },
     /// There is no such domain.
     #[error("libvirt has no domain {name:?}{}", if known.is_empty() { String::new() } else { format!("; it has: {}", known.join(", ")) })]
     NoDomain {
@@ -187,7 +193,7 @@ impl Error {
         match self {
             Self::Unreachable { .. } | Self::NoDomain { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::Refused { is_lock: true, .. } => FailureClass::Locked,
-            Self::NoDisk { .. } | Self::Identity { .. } => FailureClass::Usage,
+            Self::NoDisk { .. } | Self::Identity { .. } | Self::Elsewhere { .. } => FailureClass::Usage,
             Self::Refused { .. }
             | Self::Wedged { .. }
             | Self::Xml { .. }
@@ -213,6 +219,7 @@ impl Error {
                  qemu:///session); a QEMU without libvirt is named `qmp:SOCKET`"
                     .into()
             }
+            Self::Elsewhere { .. } => "run keepmark on the host of the VM, with qemu:///system or qemu:///session".into(),
             Self::NoDomain { .. } => "`virsh list --all` tells the names; qemu:///system and qemu:///session have their own".into(),
             Self::Wedged { domain } => format!(
                 "shut the VM down (in the guest, or `virsh destroy {domain}`), then restart libvirtd or virtqemud, then start the VM \

@@ -17,7 +17,7 @@ use crate::link::Link;
 use crate::watchdog;
 
 // Beyond the deadline, before the watchdog kills us: libvirt counts in whole seconds and synchronises with the agent first.
-const SLACK: Duration = Duration::from_secs(15);
+const SLACK: Duration = Duration::from_secs(20);
 
 /// What came of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -23,8 +23,12 @@ impl Link {
     /// Connects and looks a domain up by its UUID or name.
     pub(crate) fn open(uri: Option<&str>, wanted: &str) -> Result<Self> {
         let connect = Connect::open(uri).map_err(|fault| error::unreachable(uri, fault))?;
+        let uri = connect.uri()?;
+        if !is_local_qemu(&uri) {
+            return Err(Error::Elsewhere { uri });
+        }
         let domain = look_up(&connect, wanted)?;
-        let (uri, uuid, name) = (connect.uri()?, domain.uuid()?, domain.name()?);
+        let (uuid, name) = (domain.uuid()?, domain.name()?);
         Ok(Self { uri, uuid, name, domain, connect })
     }
 
@@ -43,6 +47,11 @@ impl Link {
     /// libvirtd's version.
     pub(crate) fn version(&self) -> Result<api::Version> {
         Ok(self.connect.version()?)
+    }
+
+    /// Where a volume of a storage pool is on this host.
+    pub(crate) fn volume_path(&self, pool: &str, volume: &str) -> Result<String> {
+        Ok(self.connect.volume_path(pool, volume)?)
     }
 
     /// Calls something that may be done twice: if the connection breaks, it is done again on a new one.
@@ -85,6 +94,11 @@ impl Link {
     }
 }
 
+// Disks are read over a unix socket, and scratch images are files: all of it must be on this host.
+fn is_local_qemu(uri: &str) -> bool {
+    uri.split_once("://").is_some_and(|(scheme, rest)| matches!(scheme, "qemu" | "qemu+unix") && rest.starts_with('/'))
+}
+
 // A name can look like a UUID; the name wins, as in virsh.
 fn look_up(connect: &Connect, wanted: &str) -> Result<Domain> {
     let found = connect.by_name(wanted).or_else(|fault| match connect.by_uuid(wanted) {
@@ -97,5 +111,20 @@ fn look_up(connect: &Connect, wanted: &str) -> Result<Domain> {
             Err(Error::NoDomain { name: wanted.to_owned(), known })
         }
         other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local_qemu;
+
+    #[test]
+    fn only_qemu_on_this_host_can_be_read() {
+        for uri in ["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/a"] {
+            assert!(is_local_qemu(uri), "{uri}");
+        }
+        for uri in ["qemu+ssh://host/system", "qemu://host/system", "qemu+tcp://127.0.0.1/system", "xen:///", "test:///default", ""] {
+            assert!(!is_local_qemu(uri), "{uri}");
+        }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct ShutOff {
     offline: Box<Offline>,
     skipped: Vec<SkippedDisk>,
     agent: bool,
+    // Whether a checkpoint was begun, which libvirt does not know yet.
+    began: bool,
 }
 
 impl ShutOff {
@@ -32,7 +34,7 @@ impl ShutOff {
         let mut images = Vec::new();
         let mut formats = Vec::new();
         for disk in &xml.disks {
-            match image(disk) {
+            match image(&link, disk)? {
                 Ok(path) => {
                     formats.push((path.clone(), disk.format.clone()));
                     images.push((Some(disk.target.clone()), path));
@@ -43,18 +45,19 @@ impl ShutOff {
         let defaults = OfflineOptions::new(images, options.run_dir);
         let options = OfflineOptions { name: Some(identity.name), uuid: identity.uuid, formats, ..defaults };
         let offline = Box::new(Offline::open(options)?);
-        Ok(Self { link, offline, skipped, agent: xml.agent })
+        Ok(Self { link, offline, skipped, agent: xml.agent, began: false })
     }
 
     fn heal(&mut self) -> seam::Result<Vec<String>> {
         let facts = self.offline.facts()?;
         let repairs = checkpoints::repairs(&facts.disks, &checkpoints::known(&mut self.link)?);
         let mut said = Vec::new();
-        // Orphans wait until the domain runs: libvirt cannot look at the bitmaps of one that does not.
         for name in &repairs.forget {
             checkpoints::forget(&mut self.link, name)?;
             said.push(format!("libvirt's record of checkpoint {name}, whose bitmaps are gone"));
         }
+        // libvirt cannot look at the bitmaps of a domain that does not run; what it does not take now is adopted when it does.
+        drop(checkpoints::note(&mut self.link, &facts.disks));
         Ok(said)
     }
 
@@ -78,17 +81,20 @@ impl ShutOff {
     }
 }
 
-// Where a disk's image is, or why it is not backed up.
-fn image(disk: &DiskXml) -> std::result::Result<PathBuf, String> {
+// Where a disk's image is, or why it is not backed up. An image that should be there and is not is a failure.
+fn image(link: &Link, disk: &DiskXml) -> Result<std::result::Result<PathBuf, String>> {
     if let Some(why) = disk.left_out() {
-        return Err(why);
+        return Ok(Err(why));
     }
-    match &disk.source {
+    Ok(match &disk.source {
         Source::File(path) | Source::Block(path) => Ok(path.into()),
-        Source::Volume { pool, volume } => Err(format!("it is volume {volume} of pool {pool}: only a running domain tells where that is")),
+        Source::Volume { pool, volume } => {
+            let path = PathBuf::from(link.volume_path(pool, volume)?);
+            if path.is_absolute() { Ok(path) } else { Err(format!("it is volume {volume} of pool {pool}, which is not on this host")) }
+        }
         Source::Network(protocol) => Err(format!("it is on the network ({protocol}): only a running domain reads it")),
         Source::Empty | Source::Other(_) => Err("it has no image".into()),
-    }
+    })
 }
 
 impl Hypervisor for ShutOff {
@@ -109,6 +115,7 @@ impl Hypervisor for ShutOff {
     fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
         self.check()?;
         let is_saved = self.link.call(Domain::has_managed_save)?;
+        self.began |= request.checkpoint.is_some();
         let point = self.offline.begin(request)?;
         if !is_saved {
             return Ok(point);
@@ -130,10 +137,9 @@ impl Hypervisor for ShutOff {
     }
 
     fn close(mut self: Box<Self>) -> seam::Result<()> {
-        let facts = self.offline.facts();
+        let facts = if self.began { self.offline.facts().ok() } else { None };
         self.offline.close()?;
-        // What libvirt does not take now is an orphan that is adopted when the domain runs.
-        if let Ok(facts) = facts {
+        if let Some(facts) = facts {
             drop(checkpoints::note(&mut self.link, &facts.disks));
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use keepmark_libvirt::{Options, list, open};
 use keepmark_model::facts::{Persistence, Power, VmFacts};
+use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{Freeze, FrozenDisk, FrozenPoint, Hypervisor, PointDisk, PointRequest};
 use keepmark_model::{CheckpointName, DiskName, Extents, FailureClass};
 use keepmark_testkit::image::{self, Format};
@@ -238,4 +239,28 @@ fn what_a_domain_boots_with_is_saved() {
     assert!(content("domain.xml").unwrap().contains("passwd='secret'"));
     assert_eq!(content("domain-active.xml"), None);
     vm.close().unwrap();
+}
+
+#[test]
+fn a_volume_of_a_pool_is_found_and_a_managed_save_is_said() {
+    let stage = Stage::new();
+    let pool = stage.path("pool");
+    std::fs::create_dir_all(&pool).unwrap();
+    stage.host.virsh(&["pool-create-as", "p", "dir", "--target", pool.to_str().unwrap()]);
+    stage.host.virsh(&["vol-create-as", "p", "v.qcow2", "8M", "--format", "qcow2"]);
+    let volume = "<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/><source pool='p' volume='v.qcow2'/><target dev='vdb' bus='virtio'/></disk>";
+    let domain = stage.host.domain("vm").disk(stage.disk("vda")).device(volume).start();
+    assert_eq!(names(&stage.open().facts().unwrap()), ["vda", "vdb"]);
+    domain.virsh("managedsave", &[]);
+    let mut vm = stage.open();
+    assert_eq!(names(&vm.facts().unwrap()), ["vda", "vdb"]);
+    let point = vm.begin(&request(&[("vda", None), ("vdb", None)], Some(C1))).unwrap();
+    assert_eq!((point.moment().consistency, point.moment().findings.len()), (Consistency::Crash, 1));
+    point.release().unwrap();
+    vm.close().unwrap();
+    assert_eq!(domain.checkpoints(), [C1]);
+    domain.start();
+    let mut vm = stage.open();
+    assert_eq!(bitmaps(&vm.facts().unwrap(), "vdb"), [C1]);
+    assert_eq!(vm.clean_up().unwrap(), [""; 0]);
 }

@@ -115,6 +115,36 @@ impl Connect {
     }
 }
 
+impl Connect {
+    /// Where a volume of a storage pool is on this host.
+    #[expect(unsafe_code, reason = "calls of the library")]
+    pub(crate) fn volume_path(&self, pool: &str, volume: &str) -> Result<String> {
+        const CALL: &str = "find the volume of a storage pool";
+        let (pool, volume) = (c_text(CALL, pool)?, c_text(CALL, volume)?);
+        // SAFETY: the handle is open, the text outlives the call.
+        let pool = unsafe { virt_sys::virStoragePoolLookupByName(self.raw, pool.as_ptr()) };
+        if pool.is_null() {
+            return Err(Fault::last(CALL));
+        }
+        // SAFETY: the pool's handle is not null and ours until freed, the text outlives the call.
+        let found = unsafe { virt_sys::virStorageVolLookupByName(pool, volume.as_ptr()) };
+        let path = if found.is_null() {
+            Err(Fault::last(CALL))
+        } else {
+            // SAFETY: the volume's handle is not null and ours until freed.
+            owned_text(CALL, unsafe { virt_sys::virStorageVolGetPath(found) })
+        };
+        // SAFETY: both are ours and freed once; freeing none is not done.
+        unsafe {
+            if !found.is_null() {
+                virt_sys::virStorageVolFree(found);
+            }
+            virt_sys::virStoragePoolFree(pool);
+        }
+        path
+    }
+}
+
 impl Drop for Connect {
     #[expect(unsafe_code, reason = "a call of the library")]
     fn drop(&mut self) {
