@@ -2,27 +2,25 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use keepmark_model::seam::{self, FrozenDisk, Recycler};
-use keepmark_model::{DiskName, Extent, Extents, Failure, Size};
+use keepmark_model::{DiskName, Extent, Extents, Size};
 use keepmark_nbd::{Address, BufferPool, Client, Options, Request};
 
 use crate::error::{Error, Result};
+use crate::point::space::Validity;
+use crate::reading::read_ahead;
 
 const ALLOCATION: &str = "base:allocation";
 const IS_HOLE: u64 = 1;
 const READS_AS_ZERO: u64 = 1 << 1;
 const IS_DIRTY: u64 = 1;
-const IN_FLIGHT: usize = 16;
 // Idle buffers kept: what is on its way from QEMU and, behind us, through hashing and compression.
 const BUFFERS_KEPT: usize = 48;
 // A single buffer is at most this long; longer ranges come in pieces.
 const PIECE_BYTES_MAX: u64 = 16 << 20;
 // Asking QEMU about a gap costs less than another question.
 const GAP_BYTES_MAX: u64 = 64 << 20;
-const SPACE_CHECK: Duration = Duration::from_millis(500);
-const SPACE_BYTES_MIN: u64 = 256 << 20;
 
 /// How to get at an exported disk.
 #[derive(Debug, Clone)]
@@ -33,8 +31,8 @@ pub(crate) struct Opening {
     pub(crate) dirty: Dirty,
     /// An export of the disk as it is now with all its images, where the moment's export knows of zeros in the active image only.
     pub(crate) now: Option<String>,
-    /// Folder whose free space keeps the guest going, where QEMU would fail the guest's writes without it.
-    pub(crate) scratch: Option<PathBuf>,
+    /// Whether the moment still holds, where it may be given up in the guest's favour without a reading error.
+    pub(crate) validity: Option<Validity>,
 }
 
 /// Where the delta comes from.
@@ -54,7 +52,6 @@ pub(crate) struct NbdDisk {
     client: Client,
     now: Option<Client>,
     pool: BufferPool,
-    space_checked: Instant,
 }
 
 /// Connects to a disk's export.
@@ -69,22 +66,11 @@ pub(crate) fn open(opening: &Opening) -> Result<NbdDisk> {
     };
     let client = connect(&opening.export, contexts)?;
     let now = opening.now.as_ref().map(|export| connect(export, vec![ALLOCATION.to_owned()])).transpose()?;
-    Ok(NbdDisk { opening: opening.clone(), client, now, pool: BufferPool::new(BUFFERS_KEPT), space_checked: Instant::now() })
+    Ok(NbdDisk { opening: opening.clone(), client, now, pool: BufferPool::new(BUFFERS_KEPT) })
 }
 
 fn failed(opening: &Opening, source: keepmark_nbd::Error) -> Error {
     Error::Read { disk: opening.disk.to_string(), source }
-}
-
-enum Stop {
-    Source(keepmark_nbd::Error),
-    Sink(Failure),
-}
-
-impl From<keepmark_nbd::Error> for Stop {
-    fn from(error: keepmark_nbd::Error) -> Self {
-        Self::Source(error)
-    }
 }
 
 impl NbdDisk {
@@ -97,6 +83,7 @@ impl NbdDisk {
             Ok(())
         };
         self.client.block_status_each(context, range.start, range.len(), each).map_err(|source| failed(&self.opening, source))?;
+        self.opening.validity.as_ref().map_or(Ok(()), Validity::check)?;
         Ok(found)
     }
 
@@ -165,17 +152,10 @@ impl FrozenDisk for NbdDisk {
         ranges: &mut dyn Iterator<Item = Extent>,
         sink: &mut dyn FnMut(Extent, Vec<u8>) -> seam::Result<()>,
     ) -> seam::Result<()> {
-        let mut requests = ranges.flat_map(pieces);
-        let (pool, scratch, checked) = (self.pool.clone(), self.opening.scratch.clone(), &mut self.space_checked);
-        let mut take = |request: Request, bytes: Vec<u8>| {
-            watch_space(scratch.as_deref(), checked).map_err(|error| Stop::Sink(error.into()))?;
-            sink(Extent::at(request.offset, u64::from(request.length)), bytes).map_err(Stop::Sink)
-        };
-        match self.client.read_many(&mut requests, IN_FLIGHT, &pool, &mut take) {
-            Ok(()) => Ok(()),
-            Err(Stop::Sink(failure)) => Err(failure),
-            Err(Stop::Source(source)) => Err(failed(&self.opening, source).into()),
-        }
+        let opening = &self.opening;
+        let mut take = |request: Request, bytes: Vec<u8>| sink(Extent::at(request.offset, u64::from(request.length)), bytes);
+        let failed = |source| failed(opening, source);
+        read_ahead(&mut self.client, &self.pool, opening.validity.as_ref(), &mut ranges.flat_map(pieces), &mut take, &failed)
     }
 
     fn recycler(&self) -> Recycler {
@@ -204,18 +184,6 @@ fn pieces(range: Extent) -> impl Iterator<Item = Request> {
         next += u64::from(length);
         Some(request)
     })
-}
-
-fn watch_space(scratch: Option<&std::path::Path>, checked: &mut Instant) -> Result<()> {
-    let Some(folder) = scratch.filter(|_| checked.elapsed() >= SPACE_CHECK) else { return Ok(()) };
-    *checked = Instant::now();
-    let space = rustix::fs::statvfs(folder).map_err(|error| crate::error::file("look at", folder)(error.into()))?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    if free < SPACE_BYTES_MIN {
-        let source = std::io::Error::other(format!("only {free} bytes are free; the backup is given up before the guest's writes fail"));
-        return Err(crate::error::file("keep old blocks in", folder)(source));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

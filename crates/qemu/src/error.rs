@@ -207,6 +207,22 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// The scratch is nearly full, and this QEMU would fail the guest's writes next.
+    #[error(
+        "the scratch folder {} has less than {} MiB left, so the frozen moment was given up before the guest's writes fail",
+        folder.display(),
+        crate::point::space::SPACE_BYTES_MIN >> 20
+    )]
+    ScratchFull {
+        /// Which.
+        folder: PathBuf,
+    },
+    /// What keepmark has in QEMU cannot be removed without stopping the guest.
+    #[error("the scratch folder {} does not answer, so what keepmark has in QEMU stays there: the guest would wait while it is removed", folder.display())]
+    ScratchStuck {
+        /// Which.
+        folder: PathBuf,
+    },
     /// Reading the frozen disk failed.
     #[error("cannot read disk {disk}")]
     Read {
@@ -259,6 +275,8 @@ impl Error {
             | Self::Job { .. }
             | Self::NotResumed { .. }
             | Self::LeftBehind { .. }
+            | Self::ScratchFull { .. }
+            | Self::ScratchStuck { .. }
             | Self::Read { .. }
             | Self::Write { .. }
             | Self::Daemon { .. } => FailureClass::Failed,
@@ -280,9 +298,16 @@ impl Error {
             Self::ServerTaken { .. } => "end the other backup or export, or `nbd-server-stop` if nobody needs it",
             Self::NotResumed { .. } => "resume it with `cont` in its monitor",
             Self::LeftBehind { .. } => "the next run of keepmark on this VM removes it",
+            Self::ScratchFull { .. } => "give the scratch folder (`scratch_dir`) more space, and run the backup again",
+            Self::ScratchStuck { .. } => {
+                "see what its file system waits for; once it answers, the next run of keepmark removes what is left"
+            }
             Self::Read { .. } => {
                 "when the scratch folder is full or too slow, the frozen moment is given up in the guest's favour: \
                  give it more space or a faster place, and run the backup again"
+            }
+            Self::Spawn { program, .. } if program == crate::watchdog::NAME => {
+                "nothing is frozen or paused without it; run the backup again"
             }
             Self::Spawn { program, .. } if program.starts_with("qemu-") => "install qemu-utils",
             _ => return None,

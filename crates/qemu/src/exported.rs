@@ -31,7 +31,7 @@ impl Exported {
             export: self.export.clone(),
             dirty: self.delta.clone().map_or(Dirty::Unknown, Dirty::Context),
             now: None,
-            scratch: None,
+            validity: None,
         };
         Ok(Box::new(crate::disk::open(&opening)?))
     }

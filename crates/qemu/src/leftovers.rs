@@ -1,5 +1,8 @@
 //! What a dead run of keepmark left in a QEMU, found by prefix and removed; nothing else is touched.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -7,8 +10,8 @@ use serde_json::{Value, json};
 use crate::agent;
 use crate::disks::{self, Survey};
 use crate::error::{Error, Result};
-use crate::point::export;
-use crate::point::undo::{attach, delete_export, end_job};
+use crate::point::undo::{attach, delete_export, end_job, wake_from_error};
+use crate::point::{export, scratch};
 use crate::qmp::Qmp;
 use crate::temporary::{FROZEN, PAUSED, is_ours};
 
@@ -27,6 +30,8 @@ pub(crate) struct Leftovers {
     pub(crate) nodes: Vec<String>,
     /// Bitmaps: (node, name).
     pub(crate) bitmaps: Vec<(String, String)>,
+    /// Folders in which scratch images are, or were before they lost their names.
+    pub(crate) scratch: BTreeSet<PathBuf>,
 }
 
 impl Leftovers {
@@ -36,6 +41,14 @@ impl Leftovers {
 
     fn any_node(&self) -> bool {
         !self.readers.is_empty() || !self.nodes.is_empty()
+    }
+
+    /// Nodes can be removed only while their scratch answers (see [`scratch::must_answer`]).
+    ///
+    /// # Errors
+    /// When one does not.
+    pub(crate) fn check_scratch(&self) -> Result<()> {
+        self.scratch.iter().try_for_each(|folder| scratch::must_answer(folder))
     }
 
     fn has_bitmap(&self, prefix: &str) -> bool {
@@ -58,7 +71,15 @@ pub(crate) fn find(survey: &Survey) -> Leftovers {
         readers: of(&|driver| driver == READER),
         nodes: [of(&|driver| driver == FILTER), of(&is_other)].concat(),
         bitmaps: bitmaps.collect(),
+        scratch: survey.nodes.iter().filter_map(|node| scratch_folder(Path::new(&node.file))).collect(),
     }
+}
+
+// Of an image `FOLDER/km1tmp-RUN-scratch/NAME`.
+fn scratch_folder(image: &Path) -> Option<PathBuf> {
+    let run = image.parent().filter(|_| image.is_absolute())?;
+    run.file_name().and_then(OsStr::to_str).filter(|name| is_ours(name))?;
+    run.parent().map(Path::to_owned)
 }
 
 fn filtered(survey: &Survey) -> Vec<(String, String)> {
@@ -76,6 +97,7 @@ pub(crate) fn remove(qmp: &mut Qmp) -> Result<Vec<String>> {
     let mut said = Vec::new();
     let found = find(&disks::look(qmp)?);
     let is_awake = wake(qmp, &found, &mut said)?;
+    found.check_scratch()?;
     let exports = export::list(qmp)?;
     let (ours, foreign): (Vec<_>, Vec<_>) = exports.into_iter().partition(|export| is_ours(&export.id));
     for export in &ours {
@@ -116,10 +138,19 @@ fn wake(qmp: &mut Qmp, found: &Leftovers, said: &mut Vec<String>) -> Result<bool
 
 fn end_jobs(qmp: &mut Qmp, said: &mut Vec<String>) -> Result<()> {
     let jobs: Vec<Value> = qmp.execute("query-jobs", Value::Null)?;
-    for id in jobs.iter().filter_map(|job| job["id"].as_str()).filter(|id| is_ours(id)) {
+    let ours: Vec<&str> = jobs.iter().filter_map(|job| job["id"].as_str()).filter(|id| is_ours(id)).collect();
+    for id in &ours {
         tried("job", id, end_job(qmp, id), said)?;
     }
-    Ok(())
+    if ours.is_empty() { Ok(()) } else { wake_from_error(qmp) }
+}
+
+/// Ends the jobs of one dead run, so that they cannot fail the guest's writes. What else it left harms nobody.
+pub(crate) fn end_jobs_of(qmp: &mut Qmp, run: &str) -> Result<()> {
+    let jobs: Vec<Value> = qmp.execute("query-jobs", Value::Null)?;
+    let ours = jobs.iter().filter_map(|job| job["id"].as_str()).filter(|id| is_ours(id) && id.split('-').nth(1) == Some(run));
+    ours.map(str::to_owned).collect::<Vec<_>>().iter().try_for_each(|id| end_job(qmp, id))?;
+    wake_from_error(qmp)
 }
 
 fn remove_nodes(qmp: &mut Qmp, found: &Leftovers, said: &mut Vec<String>) -> Result<()> {

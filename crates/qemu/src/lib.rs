@@ -19,6 +19,7 @@ mod offline;
 mod point;
 mod program;
 pub mod qmp;
+mod reading;
 pub mod schema;
 pub mod temporary;
 pub mod watchdog;

@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use crate::disks::{self, Disk, Survey, naming};
 use crate::error::{Error, Result};
 use crate::point::moment::Stillness;
+use crate::point::space::SpaceWatch;
 use crate::point::target::{self, Target};
 use crate::point::undo::{Step, Undo};
-use crate::point::{Fixed, Point, export, filters, jobs, scratch};
+use crate::point::{Fixed, Guards, Point, export, filters, jobs, scratch};
 use crate::qmp::{Peer, Qmp};
 use crate::schema::Capabilities;
 use crate::temporary::Temporary;
@@ -107,7 +108,7 @@ impl Live {
         Ok(survey)
     }
 
-    fn point(&mut self, request: &PointRequest, undo: &mut Undo) -> Result<Made> {
+    fn point(&mut self, request: &PointRequest, undo: &mut Undo, guards: &mut Guards) -> Result<Made> {
         let survey = self.survey()?;
         let targets = target::targets(&survey.disks, &survey.nodes, request)?;
         self.check_told(&survey.disks, request)?;
@@ -115,7 +116,7 @@ impl Live {
         let names = Temporary::new(&request.run);
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
         workspace.give_to(&self.peer)?;
-        let (fixed, nodes) = self.fix(&targets, request, &names, undo)?;
+        let (fixed, nodes) = self.fix(&targets, request, &names, undo, guards)?;
         check_unmoved(&survey.disks, &disks::look(&mut self.qmp)?.disks, &targets)?;
         let socket = workspace.path().join("nbd");
         export::start_server(&mut self.qmp, &socket, undo)?;
@@ -127,9 +128,7 @@ impl Live {
         if self.uses_filters() {
             export::tell_present(&mut openings, &targets, &names);
         }
-        if !self.uses_filters() {
-            openings.iter_mut().for_each(|opening| opening.scratch = Some(self.options.scratch_dir.clone()));
-        }
+        openings.iter_mut().for_each(|opening| opening.validity = guards.space.as_ref().map(SpaceWatch::validity));
         Ok(Made { fixed, openings, workspace })
     }
 
@@ -144,11 +143,18 @@ impl Live {
     }
 
     // Everything that can be made before the moment is; the moment itself is as short as QEMU allows.
-    fn fix(&mut self, targets: &[Target], request: &PointRequest, names: &Temporary, undo: &mut Undo) -> Result<(Fixed, Vec<String>)> {
+    fn fix(
+        &mut self,
+        targets: &[Target],
+        request: &PointRequest,
+        names: &Temporary,
+        undo: &mut Undo,
+        guards: &mut Guards,
+    ) -> Result<(Fixed, Vec<String>)> {
         let scratch = Workspace::create(&self.options.scratch_dir, &format!("{}-scratch", names.run()))?;
         scratch.give_to(&self.peer)?;
         scratch::make(targets, names, scratch.path(), &self.peer)?;
-        let use_filters = self.uses_filters();
+        let (use_filters, scratch_dir) = (self.uses_filters(), &self.options.scratch_dir);
         let mut nodes = Vec::new();
         if use_filters {
             filters::add_scratch(&mut self.qmp, targets, names, scratch.path(), undo)?;
@@ -160,20 +166,26 @@ impl Live {
         let mark_node = targets.first().map(|target| target.active.clone()).unwrap_or_default();
         let mut stillness = Stillness::new(&mut self.qmp, watchdog, mark_node, names.run().to_owned());
         let checkpoint = request.checkpoint.as_ref();
-        stillness.quiesced(request.freeze, |still| {
+        let fixed = stillness.quiesced(request.freeze, |still| {
             if use_filters {
                 still.paused(|qmp| {
                     filters::insert(qmp, targets, names, undo)?;
                     transact(qmp, target::actions(targets, checkpoint, names), targets, checkpoint, names, undo)
                 })
             } else {
+                still.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(names.run()))?;
                 let actions = [target::actions(targets, checkpoint, names), jobs::actions(targets, names)].concat();
                 transact(still.qmp, actions, targets, checkpoint, names, undo)?;
-                jobs::note(targets, names, undo);
+                let jobs = jobs::note(targets, names, undo);
+                guards.space = Some(SpaceWatch::start(still.qmp.aside()?, scratch_dir, jobs));
                 Ok(())
             }
-        })?;
+        });
+        guards.watchdog = stillness.watchdog.take().filter(|_| !use_filters);
+        fixed?;
         let fixed = stillness.fixed;
+        // From now on QEMU may wait for it.
+        scratch::must_answer(scratch_dir)?;
         if use_filters {
             nodes = filters::add_access(&mut self.qmp, targets, names, undo)?;
         }
@@ -302,15 +314,16 @@ impl Hypervisor for Live {
 
     fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
         let mut undo = Undo::default();
-        match self.point(request, &mut undo) {
+        let mut guards = Guards { scratch: Some(self.options.scratch_dir.clone()), ..Guards::default() };
+        match self.point(request, &mut undo, &mut guards) {
             Ok(Made { fixed, openings, workspace }) => {
                 keep_checkpoint(&mut undo, request);
                 let moment = moment(fixed, request, true);
-                Ok(Box::new(Point { qmp: &mut self.qmp, undo, moment, openings, _workspace: workspace }))
+                Ok(Box::new(Point { qmp: &mut self.qmp, undo, moment, openings, guards, _workspace: workspace }))
             }
             Err(error) => {
                 // The first failure is what counts; what cannot be undone is found by the next run.
-                drop(undo.run(&mut self.qmp));
+                drop(guards.undo(&mut undo, &mut self.qmp));
                 Err(error.into())
             }
         }
@@ -318,6 +331,7 @@ impl Hypervisor for Live {
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
         let survey = disks::look(&mut self.qmp)?;
+        leftovers::find(&survey).check_scratch()?;
         Ok(bitmaps::remove(&mut self.qmp, &survey.nodes, names)?)
     }
 

@@ -1,8 +1,8 @@
 //! A second process that gives the guest back its life when keepmark dies or hangs while it holds a pause or a freeze.
 //!
 //! keepmark announces over a pipe what it is about to take, before it takes it: `pausing MS`, `running`, `freezing MS PATH`,
-//! `thawed`. At the pipe's end (also that of a kill -9), with something outstanding, the watchdog does `cont` and thaws. When
-//! MS milliseconds pass with something outstanding and keepmark still alive, it kills keepmark first. It has a session of
+//! `thawed`, `copying RUN`, `copied`. At the pipe's end (also that of a kill -9), with something outstanding, the watchdog does
+//! `cont`, thaws, and ends the run's jobs. When MS milliseconds pass with something outstanding and keepmark still alive, it kills keepmark first. It has a session of
 //! its own, so Ctrl-C in the terminal does not reach it. What ends whole control groups at once (`systemctl kill`) does: then
 //! the marker bitmaps let the next run find the pause (see `temporary`).
 
@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::qmp::Qmp;
 use crate::{agent, leftovers};
 
+/// What it is called in errors.
+pub(crate) const NAME: &str = "the watchdog";
 const READY: &str = "ready";
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 // How long the watchdog goes on trying: QEMU may be busy, or still serve its dead client.
@@ -40,6 +42,7 @@ pub struct Watchdog {
     pipe: Option<ChildStdin>,
     is_paused: bool,
     is_frozen: bool,
+    is_copying: bool,
 }
 
 impl Watchdog {
@@ -55,7 +58,7 @@ impl Watchdog {
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = process.spawn().map_err(fail)?;
         let (pipe, answers) = (child.stdin.take(), child.stdout.take());
-        let watchdog = Self { child, pipe, is_paused: false, is_frozen: false };
+        let watchdog = Self { child, pipe, is_paused: false, is_frozen: false, is_copying: false };
         let line = answers.map_or(Ok(String::new()), first_line).map_err(fail)?;
         if line.trim() == READY { Ok(watchdog) } else { Err(fail(io::Error::other("the watchdog did not get ready"))) }
     }
@@ -96,10 +99,28 @@ impl Watchdog {
         self.say(b"thawed")
     }
 
+    /// Jobs of this run will copy what the guest overwrites: they must not outlive keepmark, which watches their space.
+    ///
+    /// # Errors
+    /// When the watchdog is gone: do not start them then.
+    pub fn copying(&mut self, run: &str) -> Result<()> {
+        self.is_copying = true;
+        self.say(format!("copying {run}").as_bytes())
+    }
+
+    /// The jobs are gone.
+    ///
+    /// # Errors
+    /// When the watchdog is gone.
+    pub fn copied(&mut self) -> Result<()> {
+        self.is_copying = false;
+        self.say(b"copied")
+    }
+
     fn say(&mut self, line: &[u8]) -> Result<()> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         let written = pipe.write_all(&[line, b"\n"].concat()).and_then(|()| pipe.flush());
-        written.map_err(|source| Error::Spawn { program: "the watchdog".into(), source })
+        written.map_err(|source| Error::Spawn { program: NAME.into(), source })
     }
 }
 
@@ -107,7 +128,7 @@ impl Drop for Watchdog {
     fn drop(&mut self) {
         self.pipe = None;
         // With something outstanding it has to wait until this process lets go of the monitor, so nobody may wait for it here.
-        if !self.is_paused && !self.is_frozen {
+        if !self.is_paused && !self.is_frozen && !self.is_copying {
             drop(self.child.wait());
         }
     }
@@ -128,13 +149,15 @@ fn first_line(output: impl Read + Send + 'static) -> io::Result<String> {
 struct Outstanding {
     paused_until: Option<Instant>,
     frozen_until: Option<(Instant, PathBuf)>,
+    copying: Option<String>,
 }
 
 impl Outstanding {
     fn hear(&mut self, line: &[u8], now: Instant) {
         let mut words = line.splitn(3, |&byte| byte == b' ');
         let (verb, number, path) = (words.next().unwrap_or_default(), words.next(), words.next());
-        let deadline = number.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).map(|ms| now + Duration::from_millis(ms));
+        let word = number.and_then(|text| std::str::from_utf8(text).ok());
+        let deadline = word.and_then(|text| text.parse().ok()).map(|ms| now + Duration::from_millis(ms));
         match (verb, deadline, path) {
             (b"pausing", Some(deadline), _) => self.paused_until = Some(deadline),
             (b"running", ..) => self.paused_until = None,
@@ -142,6 +165,8 @@ impl Outstanding {
                 self.frozen_until = Some((deadline, PathBuf::from(std::ffi::OsStr::from_bytes(path))));
             }
             (b"thawed", ..) => self.frozen_until = None,
+            (b"copying", ..) => self.copying = word.map(str::to_owned),
+            (b"copied", ..) => self.copying = None,
             _ => {}
         }
     }
@@ -177,11 +202,12 @@ pub fn run_with(
         parent.to_str().and_then(|text| text.parse().ok()).and_then(rustix::process::Pid::from_raw).ok_or_else(|| usage(arguments))?;
     // It fails where the process leads a session already, which serves as well.
     rustix::process::setsid().ok();
-    writeln!(ready, "{READY}").and_then(|()| ready.flush()).map_err(|source| Error::Spawn { program: "the watchdog".into(), source })?;
+    writeln!(ready, "{READY}").and_then(|()| ready.flush()).map_err(|source| Error::Spawn { program: NAME.into(), source })?;
     let outstanding = watch(input, parent);
     let resumed = if outstanding.paused_until.is_some() { keep_trying(|| resume(Path::new(socket))) } else { Ok(()) };
     let thawed = outstanding.frozen_until.map_or(Ok(()), |(_, agent)| keep_trying(|| thaw(&agent)));
-    resumed.and(thawed)
+    let ended = outstanding.copying.map_or(Ok(()), |run| keep_trying(|| end_jobs(Path::new(socket), &run)));
+    resumed.and(thawed).and(ended)
 }
 
 fn usage(arguments: &[OsString]) -> Error {
@@ -238,6 +264,10 @@ fn resume(socket: &Path) -> Result<()> {
     leftovers::resume(&mut Qmp::connect(socket, ANSWER_WAIT)?)
 }
 
+fn end_jobs(socket: &Path, run: &str) -> Result<()> {
+    leftovers::end_jobs_of(&mut Qmp::connect(socket, ANSWER_WAIT)?, run)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +283,9 @@ mod tests {
         state.hear(b"thawed", now);
         assert_eq!(state.deadline(), Some(now + Duration::from_millis(500)));
         state.hear(b"running", now);
+        state.hear(b"copying 12ab", now);
+        assert_eq!((state.deadline(), state.copying.as_deref()), (None, Some("12ab")));
+        state.hear(b"copied", now);
         for rubbish in [&b"pausing"[..], b"pausing x", b"freezing 1", b"", b"\xff"] {
             state.hear(rubbish, now);
         }

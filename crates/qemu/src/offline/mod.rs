@@ -19,7 +19,7 @@ use crate::disks::{Disk, naming};
 use crate::error::{Error, Result};
 use crate::live::{keep_checkpoint, transact};
 use crate::point::undo::Undo;
-use crate::point::{Point, export, target};
+use crate::point::{Guards, Point, export, target};
 use crate::temporary::Temporary;
 use crate::workspace::{VmLock, Workspace};
 use crate::{bitmaps, definition};
@@ -168,7 +168,8 @@ impl Offline {
         let qmp = &mut self.daemon(false)?.qmp;
         let moment = Moment { pause: Duration::ZERO, frozen: None, consistency: Consistency::Application, findings: Vec::new() };
         // From here on, dropping the point takes back whatever was done.
-        let mut point = Point { qmp, undo: Undo::default(), moment, openings: Vec::new(), _workspace: workspace };
+        let mut point =
+            Point { qmp, undo: Undo::default(), moment, openings: Vec::new(), guards: Guards::default(), _workspace: workspace };
         let checkpoint = request.checkpoint.as_ref();
         let actions = target::actions(&targets, checkpoint, &names);
         transact(point.qmp, actions, &targets, checkpoint, &names, &mut point.undo)?;

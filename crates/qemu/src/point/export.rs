@@ -125,5 +125,5 @@ fn opening(target: &Target, export: String, names: &Temporary, socket: &Path) ->
         Delta::Bitmaps { .. } => crate::disk::Dirty::Context(format!("qemu:dirty-bitmap:{}", names.delta())),
         Delta::Everything => crate::disk::Dirty::Everything,
     };
-    Opening { disk: target.name.clone(), socket: socket.to_owned(), export, dirty, now: None, scratch: None }
+    Opening { disk: target.name.clone(), socket: socket.to_owned(), export, dirty, now: None, validity: None }
 }

@@ -1,6 +1,8 @@
 //! The frozen moment by `blockdev-backup sync=none` (QEMU < 7.1): part of the transaction, so no pause is needed.
 //!
-//! The price: when the scratch is full, these QEMUs fail the guest's write. The reader therefore watches the space (see `disk`).
+//! The price: when the scratch is full, these QEMUs fail the guest's write or stop the guest. So the space is watched (see `space`),
+//! and the jobs are ended at once when keepmark dies (see `watchdog`). A copy has no time-out there: the guest's writes wait for
+//! a slow scratch.
 
 use std::path::Path;
 
@@ -46,7 +48,10 @@ pub fn actions(targets: &[Target], names: &Temporary) -> Vec<Value> {
     targets.iter().map(start).collect()
 }
 
-/// Notes that the jobs have to be ended.
-pub fn note(targets: &[Target], names: &Temporary, undo: &mut Undo) {
-    targets.iter().for_each(|target| undo.push(Step::EndJob(names.node("j", target.number))));
+/// Notes that the jobs have to be ended, and the guest woken if they stopped it. Gives the jobs' names.
+pub fn note(targets: &[Target], names: &Temporary, undo: &mut Undo) -> Vec<String> {
+    let jobs: Vec<String> = targets.iter().map(|target| names.node("j", target.number)).collect();
+    undo.push(Step::WakeFromError);
+    jobs.iter().for_each(|job| undo.push(Step::EndJob(job.clone())));
+    jobs
 }

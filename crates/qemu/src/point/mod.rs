@@ -5,9 +5,11 @@ pub mod filters;
 pub mod jobs;
 pub(crate) mod moment;
 pub mod scratch;
+pub mod space;
 pub mod target;
 pub mod undo;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use keepmark_model::DiskName;
@@ -17,7 +19,9 @@ use crate::disk::{Opening, open};
 use crate::disks;
 use crate::error::{Error, Result};
 use crate::qmp::Qmp;
+use crate::watchdog::Watchdog;
 use crate::workspace::Workspace;
+use space::SpaceWatch;
 use undo::Undo;
 
 /// A frozen point in a running QEMU or in qemu-storage-daemon.
@@ -27,15 +31,43 @@ pub struct Point<'a> {
     pub(crate) undo: Undo,
     pub(crate) moment: Moment,
     pub(crate) openings: Vec<Opening>,
+    pub(crate) guards: Guards,
     // Holds the socket's folder until the end.
     pub(crate) _workspace: Workspace,
+}
+
+/// What looks after the guest as long as a point exists; nothing where no guest runs.
+#[derive(Debug, Default)]
+pub(crate) struct Guards {
+    /// Where the old content goes; nothing is taken back while it does not answer.
+    pub(crate) scratch: Option<PathBuf>,
+    pub(crate) space: Option<SpaceWatch>,
+    /// Ends jobs that could fail the guest's writes when nobody watches their space any more.
+    pub(crate) watchdog: Option<Watchdog>,
+}
+
+impl Guards {
+    /// Takes everything back.
+    pub(crate) fn undo(&mut self, undo: &mut Undo, qmp: &mut Qmp) -> Result<()> {
+        self.space = None;
+        if let Some(Err(stuck)) = self.scratch.as_deref().filter(|_| !undo.is_empty()).map(scratch::must_answer) {
+            undo.forget(|_| true);
+            return Err(stuck);
+        }
+        let result = undo.run(qmp);
+        if result.is_ok() {
+            // If it has died there is nobody to be told.
+            drop(self.watchdog.as_mut().map(Watchdog::copied));
+        }
+        result
+    }
 }
 
 impl Point<'_> {
     // Steps that QEMU refuses may have been undone by somebody else: only what is really still there counts.
     fn end(&mut self) -> Result<()> {
-        match self.undo.run(self.qmp) {
-            Err(error) if error.is_unreachable() => Err(error),
+        match self.guards.undo(&mut self.undo, self.qmp) {
+            Err(error) if error.is_unreachable() || matches!(error, Error::ScratchStuck { .. }) => Err(error),
             Err(error) if has_leftovers(self.qmp)? => {
                 Err(Error::LeftBehind { subject: "all of the frozen point".into(), source: Box::new(error) })
             }
@@ -70,7 +102,7 @@ impl FrozenPoint for Point<'_> {
 impl Drop for Point<'_> {
     fn drop(&mut self) {
         // Nobody can be told here; what remains is found by prefix in the next run.
-        drop(self.undo.run(self.qmp));
+        drop(self.guards.undo(&mut self.undo, self.qmp));
     }
 }
 

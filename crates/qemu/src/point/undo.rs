@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::leftovers::status;
 use crate::qmp::Qmp;
 
 // How long QEMU may take to let go of an export or a cancelled job.
@@ -35,6 +36,8 @@ pub enum Step {
     DeleteExport(String),
     /// Cancel a job, wait for its end, dismiss it.
     EndJob(String),
+    /// `cont`, if QEMU stopped the guest since a write failed: without our jobs the write succeeds when it is tried again.
+    WakeFromError,
 }
 
 /// Steps in the order in which they became necessary.
@@ -52,6 +55,12 @@ impl Undo {
     /// What was made is to stay.
     pub fn forget(&mut self, keep: impl Fn(&Step) -> bool) {
         self.steps.retain(|step| !keep(step));
+    }
+
+    /// Whether there is nothing to take back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
     }
 
     /// Runs all steps, last first. One that fails does not keep the others from being run; the first failure is returned.
@@ -83,6 +92,7 @@ impl Step {
             Self::StopServer => qmp.run("nbd-server-stop", Value::Null),
             Self::DeleteExport(id) => delete_export(qmp, id),
             Self::EndJob(id) => end_job(qmp, id),
+            Self::WakeFromError => wake_from_error(qmp),
         }
     }
 }
@@ -98,6 +108,10 @@ pub(crate) fn delete_export(qmp: &mut Qmp, id: &str) -> Result<()> {
     // Not as an unreachable QEMU: it may answer well, and the other steps are to be tried.
     gone.map(drop)
         .map_err(|_| Error::Job { job: id.to_owned(), message: format!("the export was not let go within {} s", LET_GO.as_secs()) })
+}
+
+pub(crate) fn wake_from_error(qmp: &mut Qmp) -> Result<()> {
+    if status(qmp)? == "io-error" { qmp.run("cont", Value::Null) } else { Ok(()) }
 }
 
 pub(crate) fn end_job(qmp: &mut Qmp, id: &str) -> Result<()> {

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -16,6 +17,9 @@ use wire::{Event, Lines, Message, Version};
 
 // Events come in hundreds at most while nobody asks for them; older ones give way.
 const EVENTS_MAX: usize = 4096;
+// What came in time counts even if this process was stopped meanwhile, and reads it late: in so many pieces at most.
+const LATE_READS_MAX: u32 = 64;
+const LATE_WAIT: Duration = Duration::from_millis(1);
 
 /// A connection to a QEMU's monitor, or to qemu-storage-daemon's.
 #[derive(Debug)]
@@ -25,8 +29,32 @@ pub struct Qmp {
     lines: Lines,
     events: VecDeque<Event>,
     next_id: u64,
+    late_reads: u32,
     timeout: Duration,
     version: Version,
+    // Commands of two threads must not be mixed.
+    writing: Arc<Mutex<()>>,
+}
+
+/// Sends commands over a connection beside its owner, from another thread; what they return is nobody's concern.
+#[derive(Debug)]
+pub struct Aside {
+    stream: UnixStream,
+    writing: Arc<Mutex<()>>,
+}
+
+// The owner's numbers begin at one; it skips replies that bear another number than the one it waits for.
+const ASIDE_ID: u64 = u64::MAX;
+
+impl Aside {
+    /// Sends a command.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn send(&self, command: &str, arguments: &Value) -> io::Result<()> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        (&self.stream).write_all(&wire::command(command, arguments, ASIDE_ID))
+    }
 }
 
 /// Who is at the other end of the socket.
@@ -58,7 +86,7 @@ impl Qmp {
     pub fn over(stream: UnixStream, peer: String, timeout: Duration) -> Result<Self> {
         stream.set_write_timeout(Some(timeout)).map_err(|source| Error::Connect { peer: peer.clone(), source })?;
         let (lines, events, version) = (Lines::default(), VecDeque::new(), Version::default());
-        let mut qmp = Self { stream, peer, lines, events, next_id: 0, timeout, version };
+        let mut qmp = Self { stream, peer, lines, events, next_id: 0, late_reads: 0, timeout, version, writing: Arc::default() };
         qmp.version = qmp.greeting()?;
         qmp.run("qmp_capabilities", Value::Null)?;
         Ok(qmp)
@@ -68,6 +96,15 @@ impl Qmp {
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// A way to send commands from another thread.
+    ///
+    /// # Errors
+    /// When the connection cannot be shared.
+    pub fn aside(&self) -> Result<Aside> {
+        let stream = self.stream.try_clone().map_err(|source| self.broken("(sharing)", self.timeout, source))?;
+        Ok(Aside { stream, writing: Arc::clone(&self.writing) })
     }
 
     /// Who is at the other end.
@@ -134,7 +171,7 @@ impl Qmp {
         self.next_id += 1;
         let id = self.next_id;
         let line = wire::command(command, arguments, id);
-        self.stream.write_all(&line).map_err(|source| self.broken(command, self.timeout, source))?;
+        self.write(&line).map_err(|source| self.broken(command, self.timeout, source))?;
         let deadline = Instant::now() + self.timeout;
         loop {
             match self.message(command, deadline, self.timeout)? {
@@ -147,6 +184,11 @@ impl Qmp {
                 Message::Greeting(_) | Message::Return { .. } | Message::Error { .. } | Message::Unknown => {}
             }
         }
+    }
+
+    fn write(&self, line: &[u8]) -> io::Result<()> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        (&self.stream).write_all(line)
     }
 
     fn keep(&mut self, event: Event) {
@@ -163,10 +205,11 @@ impl Qmp {
                 return wire::parse(&line).map_err(|problem| self.rubbish(problem));
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            self.late_reads = if left.is_zero() { self.late_reads + 1 } else { 0 };
+            if self.late_reads > LATE_READS_MAX {
                 return Err(self.broken(command, waited, io::ErrorKind::TimedOut.into()));
             }
-            self.stream.set_read_timeout(Some(left)).map_err(|source| self.broken(command, waited, source))?;
+            self.stream.set_read_timeout(Some(left.max(LATE_WAIT))).map_err(|source| self.broken(command, waited, source))?;
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(self.broken(command, waited, io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => self.lines.push(&chunk[..count]).map_err(|problem| self.rubbish(problem))?,
