@@ -1,9 +1,13 @@
 //! A block device as the target of a restore: every byte of the disk is written or zeroed, the rest of the device is left alone.
+//!
+//! What the disk begins with is written last; until then the device begins with words that say so, and with zeros where a
+//! partition table or a file system would be found. So half of a disk is neither booted nor mounted by mistake.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use keepmark_model::seam::Result;
 use keepmark_model::{Extent, Size};
@@ -11,6 +15,10 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use super::target::Target;
 use crate::error::Error;
+
+/// How much is held back: more than partition tables, boot loaders, LVM and file systems need to be recognised.
+const HEAD_BYTES: u64 = 1 << 20;
+const UNFINISHED: &[u8] = b"keepmark: the restore to this device is not finished; run it again\n";
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
@@ -23,6 +31,8 @@ pub fn is_block_device(path: &Path) -> bool {
 pub struct Device {
     file: File,
     path: PathBuf,
+    /// The disk's first bytes, in memory.
+    head: Mutex<Vec<u8>>,
 }
 
 impl Device {
@@ -36,7 +46,25 @@ impl Device {
             let why = format!("it has {capacity} bytes, the disk has {size}");
             return Err(Error::Target { path: path.to_owned(), why }.into());
         }
-        Ok(Self { file, path: path.to_owned() })
+        let head = vec![0; usize::try_from(size.0.min(HEAD_BYTES)).unwrap_or_default()];
+        let device = Self { file, path: path.to_owned(), head: Mutex::default() };
+        device.write_head(&[&UNFINISHED[..UNFINISHED.len().min(head.len())], &head[UNFINISHED.len().min(head.len())..]].concat())?;
+        Ok(Self { head: Mutex::new(head), ..device })
+    }
+
+    /// Keeps what belongs to the head; gives how many bytes that were.
+    fn hold_back(&self, offset: u64, bytes: &[u8]) -> usize {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(head.len());
+        let count = bytes.len().min(head.len() - start);
+        head[start..start + count].copy_from_slice(&bytes[..count]);
+        count
+    }
+
+    /// Durably, before or after everything else.
+    fn write_head(&self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, 0).map_err(|source| self.io("write", source))?;
+        Ok(self.file.sync_all().map_err(|source| self.io("sync", source))?)
     }
 
     fn write_zeros(&self, extent: Extent) -> std::io::Result<()> {
@@ -54,12 +82,18 @@ impl Device {
 
 impl Target for Device {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        Ok(self.file.write_all_at(bytes, offset).map_err(|source| self.io("write", source))?)
+        let held_back = self.hold_back(offset, bytes);
+        let rest = &bytes[held_back..];
+        Ok(self.file.write_all_at(rest, offset + held_back as u64).map_err(|source| self.io("write", source))?)
     }
 
-    /// The kernel zeroes a punched hole on a block device; where it cannot, zeros are written.
+    /// The kernel zeroes a punched hole on a block device; where it cannot, zeros are written. The head is zeros already.
     fn zero(&self, extent: Extent) -> Result<()> {
+        let extent = Extent::new(extent.start.max(HEAD_BYTES).min(extent.end), extent.end);
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if extent.is_empty() {
+            return Ok(());
+        }
         match fallocate(&self.file, punch, extent.start, extent.len()) {
             Ok(()) => Ok(()),
             Err(_) => Ok(self.write_zeros(extent).map_err(|source| self.io("write", source))?),
@@ -67,6 +101,8 @@ impl Target for Device {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        Ok(self.file.sync_all().map_err(|source| self.io("sync", source))?)
+        self.file.sync_all().map_err(|source| self.io("sync", source))?;
+        let head = std::mem::take(&mut *self.head.lock().unwrap_or_else(PoisonError::into_inner));
+        self.write_head(&head)
     }
 }
