@@ -1,7 +1,7 @@
 //! Which system calls of the program change something outside of it: its effects, each with a name.
 //!
-//! Effects are what is written to monitors, guest agent and watchdog, everything that changes files below the test's folder,
-//! and starting a process. Questions (`query-*`, `qom-get`, ...) and reading are none.
+//! Effects are what is written to monitors, guest agent and watchdog, everything that changes files below the test's folder or
+//! a loop device, and starting a process. Questions (`query-*`, `qom-get`, ...) and reading are none.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -54,8 +54,9 @@ impl Call {
         }
         let length = usize::try_from(self.result).unwrap_or_default();
         let text = String::from_utf8_lossy(&self.memory(self.arguments[1], length)).into_owned();
-        // A time-out is no answer.
-        self.result != -i64::from(libc::EAGAIN) && (length == 0 || text.contains("\"return\"") || text.contains("\"error\""))
+        // A time-out is no answer. An agent's is read byte by byte, up to the line's end.
+        let is_answer = length == 0 || text == "\n" || text.contains("\"return\"") || text.contains("\"error\"");
+        self.result != -i64::from(libc::EAGAIN) && is_answer
     }
 
     /// The effect that this call has, if any, on what lies below `root` or on another process.
@@ -66,6 +67,7 @@ impl Call {
             libc::SYS_write | libc::SYS_sendto | libc::SYS_pwrite64 | libc::SYS_writev => return self.write(root),
             libc::SYS_clone | libc::SYS_clone3 | libc::SYS_vfork | libc::SYS_fork => return self.spawn(),
             libc::SYS_fsync | libc::SYS_fdatasync => ("sync", self.open_file(first)?),
+            libc::SYS_fallocate => ("punch", self.open_file(first)?),
             libc::SYS_ftruncate => ("truncate", self.open_file(first)?),
             libc::SYS_fchmod => ("chmod", self.open_file(first)?),
             libc::SYS_rename => ("rename", self.path(None, second)?),
@@ -87,8 +89,8 @@ impl Call {
     fn write(&self, root: &Path) -> Option<Effect> {
         let [descriptor, buffer, length, ..] = self.arguments;
         let target = self.open_file(descriptor)?;
-        if target.starts_with(root) {
-            return (descriptor > 2).then(|| place(root, &target)).flatten().map(|place| silent(format!("write {place}")));
+        if let Some(place) = place(root, &target) {
+            return (descriptor > 2).then(|| silent(format!("write {place}")));
         }
         let bytes = self.memory(buffer, usize::try_from(length).unwrap_or(LOOK_BYTES));
         match target.to_string_lossy() {
@@ -163,8 +165,11 @@ fn announcement(bytes: &[u8]) -> Option<Effect> {
     ["pausing", "running", "freezing", "thawed"].contains(&word).then(|| silent(format!("watchdog {word}")))
 }
 
-/// The place of a path without what is different in every run: `store/data`, `run`; none outside of `root`.
+/// The place of a path without what is different in every run: `store/data`, `run`, `device`; none for anything else.
 fn place(root: &Path, path: &Path) -> Option<String> {
+    if path.to_string_lossy().starts_with("/dev/loop") {
+        return Some("device".to_owned());
+    }
     let below = path.strip_prefix(root).ok()?;
     let names: Vec<String> = below.components().filter_map(name).collect();
     let depth = if names.first().is_some_and(|first| first == "store") { 2 } else { 1 };
@@ -193,5 +198,6 @@ fn places_have_no_random_names() {
     let at = |path: &str| place(Path::new("/lab"), Path::new(path));
     assert_eq!(at("/lab/store/data/0f/0f33").as_deref(), Some("store/data"));
     assert_eq!(at("/lab/run/km1tmp-1/lock").as_deref(), Some("run"));
+    assert_eq!(at("/dev/loop7").as_deref(), Some("device"));
     assert_eq!(at("/proc/1/x"), None);
 }

@@ -12,20 +12,25 @@ use crate::table::Table;
 use crate::tracer::Fate;
 
 /// Longest time until the guest writes again after keepmark was killed: a thaw, under software emulation.
-const WRITES_AGAIN_MAX: Duration = Duration::from_secs(20);
+pub const WRITES_AGAIN_MAX: Duration = Duration::from_secs(20);
 
 /// What holds the guest still, and what is put between it and its disks.
 fn counts(effect: &str) -> bool {
     ["qmp ", "agent ", "watchdog ", "start "].iter().any(|kind| effect.starts_with(kind))
 }
 
-fn rig() -> Rig {
-    let lab = Lab::new();
+/// A guest of two disks with an agent that writes to `sdb` all the time.
+pub fn rig() -> Rig {
+    rig_in(Lab::new(), 24 * MIB)
+}
+
+/// The same in a lab that is there; its `vda` has this size.
+pub fn rig_in(lab: Lab, size: u64) -> Rig {
     std::fs::create_dir(lab.path("vm")).unwrap();
     let mut builder = QemuBuilder::new(&lab.path("vm")).guest(&Guest::build()).agent().mount(&["vda", "sdb"]).writer("sdb", 20);
-    for name in ["vda", "sdb"] {
+    for (name, size) in [("vda", size), ("sdb", 24 * MIB)] {
         let file = lab.path(&format!("{name}.qcow2"));
-        image::mkfs_ext4(&file, Format::Qcow2, 24 * MIB, None);
+        image::mkfs_ext4(&file, Format::Qcow2, size, None);
         builder = builder.disk(Disk::qcow2(name, &file));
     }
     lab.ok(&["init"]);

@@ -9,12 +9,20 @@
 #![expect(clippy::print_stdout, reason = "a campaign tells what it did")]
 
 mod campaign;
+mod children;
 mod effect;
 mod guest;
+mod held;
 mod lab;
 mod live;
+mod mount;
 mod power_cut;
 mod powered_off;
+mod pulse;
 mod qemu_killed;
+mod restore;
+mod scratch;
+mod stalled_store;
 mod table;
 mod tracer;
+mod watchdog;

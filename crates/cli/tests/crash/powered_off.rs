@@ -7,9 +7,9 @@ use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::wait_for;
 use keepmark_testkit::{Disk, Witness};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::campaign::cuts;
+use crate::children::child;
 use crate::lab::{Lab, MIB, kind};
 use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
@@ -95,16 +95,8 @@ fn is_free(image: &PathBuf) -> bool {
     std::process::Command::new("qemu-img").args(["info", "-f", "qcow2"]).arg(image).output().is_ok_and(|output| output.status.success())
 }
 
-/// The storage daemon that this keepmark has started, if it has.
-fn daemon_of(keepmark: u32) -> Option<Pid> {
-    let threads = std::fs::read_dir(format!("/proc/{keepmark}/task")).ok()?.flatten();
-    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok()).collect::<Vec<_>>().join(" ");
-    let mut ids = children.split_whitespace().filter_map(|id| id.parse().ok());
-    ids.find(|id| std::fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.starts_with("qemu-storage"))).map(Pid::from_raw)
-}
-
 fn strike(victim: Victim, keepmark: u32) -> Fate {
-    if let Some(daemon) = daemon_of(keepmark).filter(|_| victim != Victim::Keepmark) {
+    if let Some(daemon) = child(keepmark, "qemu-storage-daemon").filter(|_| victim != Victim::Keepmark) {
         kill(daemon, Signal::SIGKILL).unwrap();
     }
     if victim == Victim::Daemon { Fate::Spared } else { Fate::Killed }

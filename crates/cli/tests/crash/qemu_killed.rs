@@ -5,6 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::campaign::cuts;
+use crate::children::is_dead;
 use crate::lab::Lab;
 use crate::live::Rig;
 use crate::table::Table;
@@ -33,12 +34,6 @@ impl Rig {
         rig.attach();
         rig
     }
-}
-
-/// A process that nobody has waited for yet is a zombie.
-fn is_dead(process: Pid) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    !status.contains("State:") || status.contains("State:\tZ")
 }
 
 /// The guest's writes during the backup end with QEMU, so that no write is attempted after the strike.
