@@ -245,6 +245,22 @@ mod tests {
     }
 
     #[test]
+    fn a_backup_is_called_by_its_most_telling_disk() {
+        let mut then = backup("a", Some(C1));
+        then.manifest.disks.push(ManifestDisk { name: DiskName::new("vdb").unwrap(), ..then.manifest.disks[0].clone() });
+        let (known, lost, new) = (named("vda", &[bitmap(C1)]), named("vdb", &[]), named("vdc", &[]));
+        for (disks, kind) in [
+            (vec![new.clone()], Kind::Full),
+            (vec![new.clone(), known.clone()], Kind::Incremental),
+            (vec![known.clone(), lost.clone()], Kind::Resync),
+            (vec![new, known, lost], Kind::Resync),
+        ] {
+            let plan = plan(&vm(disks), std::slice::from_ref(&then), &request(WantedKind::Auto)).unwrap();
+            assert_eq!(plan.kind, kind, "{}", plan.reason);
+        }
+    }
+
+    #[test]
     fn only_the_disks_that_were_asked_for_are_planned() {
         let facts = vm(vec![named("vda", &[]), named("vdb", &[]), named("vdc", &[])]);
         let planned = |names: &[&str]| {
