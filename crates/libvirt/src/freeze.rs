@@ -11,7 +11,7 @@ use keepmark_model::seam::Freeze;
 use keepmark_qemu::WatchdogCommand;
 use keepmark_qemu::watchdog::Watchdog;
 
-use crate::api::Domain;
+use crate::api::{self, Domain, Fault, Kind};
 use crate::error::{Result, file};
 use crate::link::Link;
 use crate::watchdog;
@@ -50,8 +50,8 @@ pub(crate) fn quiesced<T>(link: &mut Link, means: Means<'_>, work: impl FnOnce(&
         (Freeze::IfPossible { .. } | Freeze::Never, _) => return Ok((work(link)?, quiet)),
     };
     let mut hold = Hold::prepare(link, means, deadline)?;
-    match hold.freeze(link) {
-        Ok(()) => {
+    match hold.freeze(link)? {
+        Frozen::Yes => {
             let since = Instant::now();
             let result = work(link);
             quiet.findings.extend(hold.give_back(link));
@@ -61,11 +61,34 @@ pub(crate) fn quiesced<T>(link: &mut Link, means: Means<'_>, work: impl FnOnce(&
             }
             result.map(|value| (value, quiet))
         }
-        Err(error) => {
-            quiet.findings.push(format!("{error}; the backup is crash-consistent"));
+        Frozen::No(fault) => {
+            quiet.findings.push(format!("{fault}; the backup is crash-consistent"));
+            hold.forget(link);
+            Ok((work(link)?, quiet))
+        }
+        Frozen::Perhaps(fault) => {
+            quiet.findings.push(format!("{fault}; the backup is crash-consistent"));
             // A freeze that comes late is taken back by the thaw that is sent after it.
             quiet.findings.extend(hold.give_back(link));
             Ok((work(link)?, quiet))
+        }
+    }
+}
+
+// What is known after a freeze was asked for.
+enum Frozen {
+    Yes,
+    // The agent refused: perhaps somebody else froze it, whose freeze must stay.
+    No(Fault),
+    Perhaps(Fault),
+}
+
+impl Frozen {
+    fn read(answer: api::Result<u32>) -> Self {
+        match answer {
+            Ok(_) => Self::Yes,
+            Err(fault) if fault.kind == Kind::Other && fault.message.contains("agent command") => Self::No(fault),
+            Err(fault) => Self::Perhaps(fault),
         }
     }
 }
@@ -84,13 +107,22 @@ impl Hold {
         Ok(Self { watchdog, mark: mark(means.run_dir, link.uuid()), deadline })
     }
 
-    fn freeze(&mut self, link: &mut Link) -> Result<()> {
+    fn freeze(&mut self, link: &mut Link) -> Result<Frozen> {
         fs::write(&self.mark, link.name()).map_err(file("write", &self.mark))?;
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.freezing(self.deadline + SLACK, Path::new(link.uuid()))?;
         }
-        link.call(|domain| domain.limit_agent(Some(self.deadline)))?;
-        link.once(Domain::freeze).map(drop)
+        match link.attempt(|domain| domain.limit_agent(Some(self.deadline)))? {
+            Ok(()) => Ok(Frozen::read(link.attempt_once(Domain::freeze))),
+            Err(fault) => Ok(Frozen::No(fault)),
+        }
+    }
+
+    // Nothing was taken.
+    fn forget(mut self, link: &mut Link) {
+        drop(link.call(|domain| domain.limit_agent(None)));
+        drop(self.watchdog.as_mut().map(Watchdog::thawed));
+        drop(fs::remove_file(&self.mark));
     }
 
     // The watchdog still has it as outstanding if the thaw fails, and goes on trying.
@@ -127,4 +159,20 @@ pub(crate) fn clean_up(link: &mut Link, run_dir: &Path) -> Result<Option<String>
 
 fn mark(run_dir: &Path, uuid: &str) -> PathBuf {
     run_dir.join(format!("frozen-{uuid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freeze_of_somebody_elses_is_not_taken_for_ours() {
+        let fault = |kind, message: &str| Fault { call: "freeze", kind, message: message.into() };
+        let refused = "guest agent command failed: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command \
+            guest-fsfreeze-freeze has been disabled: the agent is in frozen state";
+        assert!(matches!(Frozen::read(Err(fault(Kind::Other, refused))), Frozen::No(_)));
+        assert!(matches!(Frozen::read(Err(fault(Kind::AgentMute, "Guest agent is not responding"))), Frozen::Perhaps(_)));
+        assert!(matches!(Frozen::read(Err(fault(Kind::Lost, "End of file"))), Frozen::Perhaps(_)));
+        assert!(matches!(Frozen::read(Ok(2)), Frozen::Yes));
+    }
 }

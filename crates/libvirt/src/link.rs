@@ -75,6 +75,11 @@ impl Link {
         Ok(call(&self.domain)?)
     }
 
+    /// As `once`, with libvirt's refusal as it is.
+    pub(crate) fn attempt_once<T>(&self, call: impl FnOnce(&Domain) -> api::Result<T>) -> api::Result<T> {
+        call(&self.domain)
+    }
+
     fn reconnect(&mut self, lost: Fault) -> Result<()> {
         let end = Instant::now() + RECONNECT_FOR;
         loop {
