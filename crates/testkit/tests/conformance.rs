@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use keepmark_model::seam::Hypervisor;
 use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions};
-use keepmark_testkit::conformance::{Bench, Machines, Meets, Reach, Scenario, Simulated, conform};
+use keepmark_testkit::conformance::{Bench, Machines, Meets, Reach, SCENARIOS, Scenario, Simulated, conform};
 use keepmark_testkit::{OrFail, fail};
 
 fn driver(reach: Reach<'_>, folder: &Path) -> Box<dyn Hypervisor> {
@@ -53,4 +53,12 @@ fn qemu_with_jobs_is_as_simulated() {
 #[test]
 fn powered_off_images_are_as_simulated() {
     alike(Simulated::off(), Machines::new("powered-off images", Meets::Off, driver), |_| true);
+}
+
+#[test]
+fn the_document_names_scenarios_that_exist() {
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/qemu.md")).unwrap();
+    let named = document.split("`C: ").skip(1).filter_map(|rest| rest.split('`').next());
+    let unknown: Vec<&str> = named.filter(|name| !SCENARIOS.iter().any(|scenario| scenario.name == *name)).collect();
+    assert!(unknown.is_empty(), "docs/qemu.md names {unknown:?}");
 }
