@@ -54,6 +54,20 @@ fn a_cut_inside_the_last_cluster_is_restored_as_the_guest_sees_it() {
     stage.live(&mut vm, is("incremental", &[]));
 }
 
+/// The cluster has what was written, the bitmap forgot that it was: neither is the base's last data touched, nor did anything become zero.
+#[test]
+fn a_cut_inside_a_cluster_of_several_bits_is_seen_although_what_was_written_comes_back() {
+    let stage = Stage::new();
+    let mut vm = stage.start(stage.vm(&[stage.disk_with("vda", "cluster_size=2M")]));
+    stage.live(&mut vm, is("full", &["first backup"]));
+    vm.qemu.write("vda", 7, 12 * MIB + 512 * 1024, 64 * 1024);
+    resize(&mut vm, 12 * MIB + 64 * 1024);
+    resize(&mut vm, SIZE);
+    vm.qemu.expect_pattern("vda", 7, 12 * MIB + 512 * 1024, 64 * 1024);
+    let keepmark = stage.keepmark.clone();
+    stage.live_in(&keepmark, &mut vm, &["--audit", "off"], caught(&["cut and grown again"]));
+}
+
 #[test]
 fn a_disk_that_was_cut_inside_a_chunk_and_written_behind_is_seen() {
     let stage = Stage::new();
