@@ -4,6 +4,7 @@
 //! ever gives wrong bytes, and that the next backup either restores or is not published, or, where damage shows only to
 //! who reads everything, is named by such a verification.
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
+#![expect(clippy::print_stdout, reason = "the table is for people")]
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -38,12 +38,11 @@ impl Damages {
     /// These could not be read; they hit a backup, or none if another copy is good.
     pub fn blame(&mut self, failures: Vec<Error>, backup: Option<&BackupId>) {
         for failure in failures {
-            let subject = match &failure {
-                Error::Damaged { kind, id, .. } => {
-                    self.packs.extend(Id::parse(id).filter(|_| *kind == "pack"));
-                    format!("{kind} {id}")
-                }
-                other => other.to_string(),
+            let subject = if let Error::Damaged { kind, id, .. } = &failure {
+                self.packs.extend(Id::parse(id).filter(|_| *kind == "pack"));
+                format!("{kind} {id}")
+            } else {
+                failure.to_string()
             };
             self.add(subject, problem_of(failure), backup);
         }
