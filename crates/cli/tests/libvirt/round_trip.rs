@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::{run, wait_for};
-use keepmark_testkit::{Disk, DomainBuilder, Guest};
+use keepmark_testkit::{Disk, DomainBuilder, Guest, LibvirtHost};
 
 use crate::stage::{MIB, Stage, TIMEOUT, checkpoint, of_disk};
 
@@ -41,6 +41,20 @@ fn a_domain_goes_on_shut_off_and_started_again() {
     domain.write("vda", 8, 5 * MIB, MIB);
     let on = stage.judge(&domain, "incremental", &[checkpoint(&off)]);
     assert_eq!(of_disk(&on, "vda")["dirty_bytes"], MIB);
+}
+
+#[test]
+fn a_qemu_of_another_user_is_backed_up_running_and_shut_off() {
+    let stage = Stage::on(LibvirtHost::start_unprivileged);
+    let domain = stage.backed_up();
+    domain.write("vda", 7, 3 * MIB, MIB);
+    stage.judge(&domain, "incremental", &[]);
+    domain.write("vda", 8, 5 * MIB, MIB);
+    domain.destroy();
+    stage.judge(&domain, "incremental", &[]);
+    domain.start();
+    domain.write("vda", 9, 6 * MIB, MIB);
+    stage.judge(&domain, "incremental", &[]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A libvirt host with a store, and the judgement of a backup.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::FileTypeExt;
+use std::fs::Permissions;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,8 +33,15 @@ pub struct Midway {
 
 impl Stage {
     pub fn new() -> Self {
+        Self::on(LibvirtHost::start)
+    }
+
+    /// On a host that this starts.
+    pub fn on(host: fn(&Path) -> LibvirtHost) -> Self {
         let dir = tmp();
-        let host = LibvirtHost::start(&dir.path().join("host"));
+        // QEMU may be of a user that has to get through.
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
+        let host = host(&dir.path().join("host"));
         let home = dir.path().join("home");
         let keepmark = Keepmark::new(&home).store(&dir.path().join("store")).env("LIBVIRT_DEFAULT_URI", &host.uri());
         let folder = home.join(".config/keepmark");

@@ -1,5 +1,7 @@
 //! What a test's domain consists of, as libvirt's XML.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Domain, LibvirtHost};
@@ -99,8 +101,7 @@ impl<'h> DomainBuilder<'h> {
     /// Defines it, shut off.
     #[track_caller]
     pub fn define(self) -> Domain<'h> {
-        let folder = self.folder();
-        std::fs::create_dir_all(&folder).or_fail(format_args!("making {}", folder.display()));
+        self.make_folder();
         self.host.define(&self.xml());
         Domain::new(self.host, &self.name, self.disks)
     }
@@ -116,9 +117,8 @@ impl<'h> DomainBuilder<'h> {
     /// Starts it without defining it: it is gone when it ends.
     #[track_caller]
     pub fn start_transient(self) -> Domain<'h> {
-        let folder = self.folder();
-        std::fs::create_dir_all(&folder).or_fail(format_args!("making {}", folder.display()));
-        let file = folder.join("transient.xml");
+        self.make_folder();
+        let file = self.folder().join("transient.xml");
         std::fs::write(&file, self.xml()).or_fail("writing a domain's XML");
         self.host.virsh(&["create", &file.display().to_string()]);
         Domain::new(self.host, &self.name, self.disks)
@@ -171,6 +171,13 @@ impl<'h> DomainBuilder<'h> {
             xml += "<channel type='unix'><source mode='bind'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
         }
         xml
+    }
+
+    /// QEMU, which may be of another user, writes there.
+    fn make_folder(&self) {
+        let folder = self.folder();
+        std::fs::create_dir_all(&folder).or_fail(format_args!("making {}", folder.display()));
+        std::fs::set_permissions(&folder, Permissions::from_mode(0o777)).or_fail("opening a folder to QEMU");
     }
 
     fn folder(&self) -> PathBuf {

@@ -1,5 +1,7 @@
 //! A libvirtd of a test's own.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,11 +15,8 @@ use crate::{OrFail, fail};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// No security drivers, no other users, no cgroups: what a container without systemd allows.
+/// No security drivers and no cgroups: what a container without systemd allows.
 const QEMU_CONF: &str = r#"security_driver = "none"
-user = "root"
-group = "root"
-dynamic_ownership = 0
 remember_owner = 0
 cgroup_controllers = []
 namespaces = []
@@ -38,15 +37,30 @@ pub struct LibvirtHost {
 }
 
 impl LibvirtHost {
-    /// Starts one whose files lie in `dir`, which is made; returns when it answers. Needs root.
+    /// Starts one whose files lie in `dir`, which is made; returns when it answers. Its QEMUs run as root. Needs root.
     #[must_use]
     #[track_caller]
     pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\n")
+    }
+
+    /// The same with QEMUs of the user `libvirt-qemu`, as Debian has it: libvirt gives them the images while they run. That user must
+    /// get through to `dir` and to the images.
+    #[must_use]
+    #[track_caller]
+    pub fn start_unprivileged(dir: &Path) -> Self {
+        Self::start_with(dir, "user = \"libvirt-qemu\"\ngroup = \"libvirt-qemu\"\ndynamic_ownership = 1\n")
+    }
+
+    #[track_caller]
+    fn start_with(dir: &Path, users: &str) -> Self {
         for name in ["run", "etc", "lib", "cache", "log", "domains"] {
             let folder = dir.join(name);
             std::fs::create_dir_all(&folder).or_fail(format_args!("making {}", folder.display()));
         }
-        write(&dir.join("etc/qemu.conf"), QEMU_CONF);
+        write(&dir.join("etc/qemu.conf"), &format!("{QEMU_CONF}{users}"));
+        // QEMU writes its consoles' logs there.
+        std::fs::set_permissions(dir.join("domains"), Permissions::from_mode(0o777)).or_fail("opening a folder to QEMU");
         // Hosts of one machine are different hosts.
         let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").or_fail("asking for a random UUID");
         write(&dir.join("etc/libvirtd.conf"), &format!("{LIBVIRTD_CONF}host_uuid = \"{}\"\n", id.trim()));
@@ -203,10 +217,9 @@ impl LibvirtHost {
 
 /// HMP's qemu-io prints to stdout, which QEMU would keep back when that is a file.
 fn write_emulator(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
     let qemu = std::env::var("KEEPMARK_TEST_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
     write(path, &format!("#!/bin/sh\nexec stdbuf -oL {qemu} \"$@\"\n"));
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).or_fail("making the emulator executable");
+    std::fs::set_permissions(path, Permissions::from_mode(0o755)).or_fail("making the emulator executable");
 }
 
 fn write(path: &Path, text: &str) {
