@@ -66,7 +66,11 @@ pub fn open(context: &Context) -> Result<Repository, Failure> {
         let error = keepmark_store::Error::NoStore { path };
         return Err(error.into());
     }
-    Ok(Repository::open(&path, &password(context, Purpose::Open)?, options(context))?)
+    let repository = Repository::open(&path, &password(context, Purpose::Open)?, options(context))?;
+    if let Some(problem) = repository.cache_problem() {
+        context.screen.note(&format!("the cache folder cannot be used, so this takes longer and more memory: {problem}"));
+    }
+    Ok(repository)
 }
 
 fn options(context: &Context) -> Options {
@@ -91,13 +95,15 @@ fn is_alive(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
-/// The backup that a text means; damaged ones are findings.
+/// The backup that a text means. Damaged ones are findings where the text may mean one of them: `VM@...` may, an id means itself.
 ///
 /// # Errors
 /// When it means none, or several.
 pub fn select(context: &Context, store: &impl Store, text: &str) -> Result<StoredBackup, Failure> {
     let (backups, damaged) = store.backups(None)?;
-    damaged.iter().for_each(|text| context.screen.finding(text));
+    for damage in &damaged {
+        if text.contains('@') { context.screen.finding(damage) } else { context.screen.note(damage) }
+    }
     let found = select_backup(&backups, text, &TimeZone::system());
     found.cloned().map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list'"))
 }

@@ -62,7 +62,7 @@ fn hit(result: &Verification) -> Vec<&BackupId> {
 
 fn human(damage: &Damage) -> String {
     let backups = damage.backups.iter().map(BackupId::short).collect::<Vec<_>>().join(", ");
-    let hits = if backups.is_empty() { "no backup needs it".to_owned() } else { format!("hits backups {backups}") };
+    let hits = if backups.is_empty() { "hits no backup".to_owned() } else { format!("hits backups {backups}") };
     format!("{}: {} ({hits})", damage.subject, damage.problem)
 }
 

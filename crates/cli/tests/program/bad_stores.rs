@@ -116,8 +116,10 @@ fn a_damaged_snapshot_is_a_finding_and_the_others_stay_listed() {
     assert_says(&listed, &[&id(&big)[..8]]);
     assert_eq!(listed.json().iter().map(|backup| &backup["id"]).collect::<Vec<_>>(), [&small["backup"]]);
     let to = lab.path("whole");
+    // The damaged one might be the latest; an id means itself.
     lab.keepmark.exits(&["restore", "small@latest", "--to", text(&to)], 3);
     image::assert_same(&to.join("vda.raw"), Format::Raw, &small_image, Format::Qcow2);
+    image::assert_same(&lab.restore(id(&small), "by id").join("vda.raw"), Format::Raw, &small_image, Format::Qcow2);
 }
 
 /// The index repeats what the packs' headers say, so nothing is lost with it: restic makes it anew.
@@ -157,6 +159,78 @@ fn a_base_that_cannot_be_read_any_more_is_not_built_upon() {
     restore_beside_damage(&lab, id(&second), &to);
     through.take().assert_restored(&to, Format::Raw);
     assert_clean(&mut qemu);
+}
+
+/// A powered-off VM with one backup and a change since.
+fn changed_image(lab: &Lab) -> (PathBuf, String) {
+    let image = lab.qcow2("web", 32 * MIB);
+    image::fill_random(&image, Format::Qcow2, 1, 0, usize::try_from(6 * MIB).unwrap());
+    lab.keepmark.backup(&image_vm("vda", &image), &["--name", "web"]);
+    lab.list();
+    image::fill_random(&image, Format::Qcow2, 2, 20 * MIB, usize::try_from(MIB).unwrap());
+    let vm = image_vm("vda", &image);
+    (image, vm)
+}
+
+#[test]
+fn a_base_that_lost_chunks_is_not_built_upon_and_what_is_lost_is_stored_again() {
+    for remembered in [true, false] {
+        let lab = Lab::new();
+        let (image, vm) = changed_image(&lab);
+        damage::delete(&lab.files("data")[0]);
+        if !remembered {
+            std::fs::remove_dir_all(lab.path("cache")).unwrap();
+        }
+        let run = lab.keepmark.exits(&["backup", &vm, "--name", "web", "--json"], 3);
+        let second = run.event("finished");
+        assert_eq!(second["kind"], if remembered { "resync" } else { "full" }, "{second}");
+        image::assert_same(&lab.restore(id(&second), "out").join("vda.raw"), Format::Raw, &image, Format::Qcow2);
+        let found = lab.keepmark.exits(&["verify", "--read-data", "--json"], 3).event("finished");
+        assert_eq!(found["good"], serde_json::json!([second["backup"]]));
+    }
+}
+
+#[test]
+fn what_a_verification_found_damaged_is_not_built_upon() {
+    let lab = Lab::new();
+    let (image, vm) = changed_image(&lab);
+    damage::flip_middle(&lab.files("data")[0]);
+    lab.keepmark.exits(&["verify", "--read-data"], 3);
+    let run = lab.keepmark.exits(&["backup", &vm, "--name", "web", "--json"], 3);
+    assert_eq!(run.event("finished")["kind"], "resync");
+    assert_says(&run, &["the base cannot be read"]);
+    image::assert_same(&lab.restore(id(&run.event("finished")), "out").join("vda.raw"), Format::Raw, &image, Format::Qcow2);
+    // The first one's chunks were stored again, too; whether the old copies are looked at is left open.
+    let found = lab.keepmark.run(&["verify", "--read-data", "--json"]).event("finished");
+    assert_eq!(found["damaged"], serde_json::json!([]), "{found}");
+}
+
+#[test]
+fn a_damaged_lock_is_11_for_writers_and_nothing_to_readers() {
+    let lab = Lab::new();
+    let (image, vm) = changed_image(&lab);
+    std::fs::write(lab.store().join("locks").join("ab".repeat(32)), "rubbish").unwrap();
+    let refused = lab.keepmark.exits(&["backup", &vm, "--name", "web"], 11);
+    assert_says(&refused, &["cannot be read", "Hint:", "restic unlock --remove-all"]);
+    lab.restore("web@latest", "out");
+    assert_says(&lab.keepmark.exits(&["verify"], 3), &["lock abab", "hits no backup"]);
+    lab.restic().run(&["unlock", "--remove-all"]);
+    let second = lab.keepmark.backup(&vm, &["--name", "web"]);
+    assert_eq!(second["kind"], "incremental");
+    image::assert_same(&lab.restore(id(&second), "again").join("vda.raw"), Format::Raw, &image, Format::Qcow2);
+}
+
+#[test]
+fn a_cache_folder_that_cannot_be_written_costs_time_only() {
+    let lab = Lab::new();
+    let (image, vm) = changed_image(&lab);
+    std::fs::remove_dir_all(lab.path("cache")).unwrap();
+    std::fs::write(lab.path("cache"), "no folder").unwrap();
+    let run = lab.keepmark.ok(&["backup", &vm, "--name", "web", "--json"]);
+    assert_says(&run, &["the cache folder cannot be used"]);
+    assert_eq!(run.event("finished")["kind"], "incremental");
+    image::assert_same(&lab.restore("web@latest", "out").join("vda.raw"), Format::Raw, &image, Format::Qcow2);
+    lab.keepmark.ok(&["verify", "--read-data"]);
 }
 
 /// A file system of its own, small; dropping it unmounts it.

@@ -340,7 +340,7 @@ pub fn store_zeros(trees: &dyn Trees, layout: Layout, longest: u64) -> Result<()
         return Ok(());
     }
     let chunk = trees.zeros(layout.chunk)?;
-    if layout.size % layout.chunk > 0 {
+    if !layout.size.is_multiple_of(layout.chunk) {
         trees.zeros(layout.size % layout.chunk)?;
     }
     if longest >= DIR_CHUNKS {

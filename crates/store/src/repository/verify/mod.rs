@@ -66,7 +66,7 @@ impl Repository {
         verifier.tables()?;
         progress(total, total);
         let Verifier { damages, bytes_read, .. } = verifier;
-        self.remember_packs(&damages.packs, ids.is_empty() && read_data);
+        self.remember_packs(&damages.packs);
         Ok(Verification { good, damages: damages.into_list(damaged_indexes), bytes_read })
     }
 
@@ -77,9 +77,11 @@ impl Repository {
     }
 
     /// Lets the next backup know what it cannot build on. Only a cache: without it, damage inside of packs is not seen by backups.
-    fn remember_packs(&self, found: &BTreeSet<PackId>, everything_was_read: bool) {
-        let mut packs = if everything_was_read { BTreeSet::new() } else { damaged_packs::load(&self.cache) };
+    /// A pack that was damaged once stays so as long as it is there: other copies may be good now, so that it was not looked at.
+    fn remember_packs(&self, found: &BTreeSet<PackId>) {
+        let mut packs = damaged_packs::load(&self.cache);
         packs.extend(found);
+        packs.retain(|pack| !matches!(self.core.backend.size(FileKind::Pack, pack), Ok(None)));
         drop(damaged_packs::save(&self.cache, &packs));
     }
 }
