@@ -35,7 +35,8 @@ pub struct Chain {
 pub fn chain(image: &Path, format: Option<&str>) -> Result<Chain> {
     let said: Vec<&OsStr> = format.into_iter().flat_map(|format| ["-f".as_ref(), format.as_ref()]).collect();
     let question = ["info".as_ref(), "--output=json".as_ref(), "--backing-chain".as_ref()];
-    let reply = program::run("qemu-img", question.into_iter().chain(said).chain([image.as_os_str()])).map_err(|error| explain(error, image))?;
+    let reply =
+        program::run("qemu-img", question.into_iter().chain(said).chain([image.as_os_str()])).map_err(|error| explain(error, image))?;
     let reply: Value = serde_json::from_slice(&reply).map_err(|source| Error::Reply { command: "qemu-img info".into(), source })?;
     read(image, reply)
 }
