@@ -86,8 +86,7 @@ fn delta(disk: &Disk, checkpoint: &CheckpointName, sizes: &HashMap<&str, u64>) -
         return Err(Error::NoBitmap { disk: disk.facts.name.to_string(), checkpoint: checkpoint.to_string() });
     };
     // The second look: what was judged for the plan must hold for what is read.
-    recorded(&disk.facts, checkpoint)
-        .map_err(|doubt| Error::Changed { disk: disk.facts.name.to_string(), change: doubt.to_string() })?;
+    recorded(&disk.facts, checkpoint).map_err(|doubt| Error::Changed { disk: disk.facts.name.to_string(), change: doubt.to_string() })?;
     if carriers.iter().any(|(node, _)| sizes.get(node).is_some_and(|size| *size != disk.facts.size.0)) {
         return Ok(Delta::Everything);
     }
