@@ -46,7 +46,7 @@ pub fn assert_fits(what: &str, longest: Duration, limit: Duration) {
 
 fn full(method: Method, size: &str) {
     let lab = Lab::new();
-    let _scratch = Small::new(&lab.path("scratch"), size);
+    let scratch = Small::new(&lab.path("scratch"), size);
     let mut rig = overwriting(lab);
     let pulse = pulse(&rig);
     let held = Held::start(&mut rig, method);
@@ -57,6 +57,7 @@ fn full(method: Method, size: &str) {
     rig.assert_clean();
     rig.qemu.serial.wait_writes(5, PATIENCE);
     assert_fits("scratch full", pulse.longest(), WAIT_MAX);
+    scratch.make_room();
     assert_unharmed(&mut rig);
 }
 
@@ -75,7 +76,7 @@ fn a_full_scratch_breaks_the_backup_and_not_the_guest_on_an_older_qemu() {
 #[test]
 fn a_killed_backup_s_jobs_are_ended_at_once() {
     let lab = Lab::new();
-    let _scratch = Small::new(&lab.path("scratch"), "258m");
+    let scratch = Small::new(&lab.path("scratch"), "258m");
     let mut rig = overwriting(lab);
     let pulse = pulse(&rig);
     let mut held = Held::start(&mut rig, Method::Jobs);
@@ -83,6 +84,7 @@ fn a_killed_backup_s_jobs_are_ended_at_once() {
     wait_for("the jobs to end", WAIT_MAX, || (rig.qemu.qmp("query-jobs", json!({})) == json!([])).then_some(()));
     rig.qemu.serial.wait_writes(70, PATIENCE);
     assert_fits("killed, older QEMU", pulse.longest(), WAIT_MAX);
+    scratch.make_room();
     assert_unharmed(&mut rig);
 }
 

@@ -51,7 +51,7 @@ fn until_the_scratch_is_full(method: Method, size: &str) {
     let lab = Lab::new();
     let store = lab.path("store");
     let _mount = Mount::new(lab.path("store.img"), store.clone());
-    let _scratch = Small::new(&lab.path("scratch"), size);
+    let scratch = Small::new(&lab.path("scratch"), size);
     let mut rig = guest::rig_in(lab, 256 * MIB);
     rig.qemu.serial.wait_writes(70, PATIENCE);
     // More than keepmark takes in while it cannot store, and nothing that the store has already.
@@ -67,6 +67,7 @@ fn until_the_scratch_is_full(method: Method, size: &str) {
     assert!(run.code == Some(1) && run.stderr.contains("Hint:") && run.stderr.contains("scratch"), "{run:?}");
     rig.assert_clean();
     assert_fits("store stalled, scratch full", pulse.longest(), WAIT_MAX);
+    scratch.make_room();
     assert_unharmed(&mut rig);
     drop(rig);
 }
