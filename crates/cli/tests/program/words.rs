@@ -8,7 +8,7 @@ fn wrong_usage_is_2_and_says_what_was_expected() {
     for (arguments, words) in [
         (&["frobnicate"][..], "unrecognized subcommand"),
         (&[], "Usage"),
-        (&["backup", "web01"], "expected qmp:SOCKET or image:"),
+        (&["backup", "http:/x"], "qmp:SOCKET or image:"),
         (&["backup", "qmp:"], "lacks a socket"),
         (&["backup", "qmp:/x", "--kind", "sometimes"], "incremental"),
         (&["restore", "web@latest"], "--to"),

@@ -131,7 +131,7 @@ impl Repository {
     /// A lease for those who only read, or none where none can be had: getting data back must not depend on being able to write,
     /// nor on what became of others' locks. The price is that a prune may take away what is being read, which is then an error.
     fn reading_lease(&self) -> Result<Option<Arc<Lease>>> {
-        match self.lease() {
+        match self.lease(false) {
             Ok(lease) => Ok(Some(lease)),
             Err(Error::LockUnreadable { .. }) => Ok(None),
             Err(Error::Io { source, .. }) if is_unwritable(source.kind()) => Ok(None),
@@ -140,12 +140,16 @@ impl Repository {
     }
 
     /// A lease that keeps others from pruning; work that goes on at the same time shares one.
-    fn lease(&self) -> Result<Arc<Lease>> {
+    fn lease(&self, writing: bool) -> Result<Arc<Lease>> {
         let mut shared = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lease) = shared.upgrade() {
             return Ok(lease);
         }
         let lease = Arc::new(Lease::take(&self.core, &self.environment, false)?);
+        // Nobody in this process writes before there is a lease, and nobody else does if we are alone.
+        if writing && lease.alone {
+            self.core.backend.sweep()?;
+        }
         *shared = Arc::downgrade(&lease);
         // Between opening and now someone may have pruned, or written.
         self.index.refresh()?;
@@ -184,10 +188,7 @@ impl Repository {
     }
 
     fn begin_backup(&self, vm: &VmId, time: Timestamp) -> Result<write::BackupWriter<'_>> {
-        let lease = self.lease()?;
-        if lease.alone {
-            self.core.backend.sweep()?;
-        }
+        let lease = self.lease(true)?;
         write::BackupWriter::new(self, lease, vm, time)
     }
 }
