@@ -26,6 +26,9 @@ pub struct Config {
     pub freeze_deadline_s: Option<u64>,
     /// Days after which a checkpoint goes whose store is not the one in use; 0 keeps it for ever.
     pub hold_checkpoints_days: Option<u32>,
+    /// Whether libvirt forgets keepmark's checkpoints after each backup (their bitmaps stay), for programs beside keepmark that
+    /// work on no domain with a checkpoint of somebody else's.
+    pub hide_libvirt_checkpoints: Option<bool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,7 @@ impl Config {
             cache_dir: self.cache_dir.or(below.cache_dir),
             freeze_deadline_s: self.freeze_deadline_s.or(below.freeze_deadline_s),
             hold_checkpoints_days: self.hold_checkpoints_days.or(below.hold_checkpoints_days),
+            hide_libvirt_checkpoints: self.hide_libvirt_checkpoints.or(below.hide_libvirt_checkpoints),
         }
     }
 }

@@ -7,22 +7,30 @@ use keepmark_model::{Failure, FailureClass};
 use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions, WatchdogCommand};
 
 use crate::context::Context;
-use crate::vm::{VmArguments, VmPlace};
+use crate::vm::{IdentityArguments, VmArguments, VmPlace};
 
 /// Opens the VM of a subcommand's arguments.
 ///
 /// # Errors
 /// When it does not answer, or another process has it.
 pub fn open(context: &Context, arguments: &VmArguments) -> Result<Box<dyn Hypervisor>, Failure> {
-    open_place(context, &arguments.vm, arguments.name.as_deref(), arguments.uuid.as_deref())
+    open_as(context, &arguments.vm, &arguments.identity)
 }
 
-/// Opens a VM by its place and, where given, its name and UUID.
+/// Opens a VM that is whose it says itself.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_place(context: &Context, place: &VmPlace, name: Option<&str>, uuid: Option<&str>) -> Result<Box<dyn Hypervisor>, Failure> {
-    let (name, uuid) = (name.map(str::to_owned), uuid.map(str::to_owned));
+pub fn open_place(context: &Context, place: &VmPlace) -> Result<Box<dyn Hypervisor>, Failure> {
+    open_as(context, place, &IdentityArguments { name: None, uuid: None })
+}
+
+/// Opens a VM by its place under an identity.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_as(context: &Context, place: &VmPlace, identity: &IdentityArguments) -> Result<Box<dyn Hypervisor>, Failure> {
+    let IdentityArguments { name, uuid } = identity.clone();
     match place {
         VmPlace::Qmp(socket) => {
             let defaults = LiveOptions::new(socket, context.scratch_dir(), context.run_dir());
@@ -90,7 +98,8 @@ pub fn domains(_: &Context) -> Result<Vec<String>, Failure> {
 fn open_domain(context: &Context, domain: &str, name: Option<String>, uuid: Option<String>) -> Result<Box<dyn Hypervisor>, Failure> {
     let defaults = keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir());
     let (uri, watchdog) = (context.global.connect.clone(), Some(watchdog()?));
-    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { uri, watchdog, name, uuid, ..defaults })?)
+    let hide_checkpoints = context.config.hide_libvirt_checkpoints.unwrap_or(false);
+    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { uri, watchdog, name, uuid, hide_checkpoints, ..defaults })?)
 }
 
 #[cfg(not(feature = "libvirt"))]

@@ -97,11 +97,19 @@ pub struct VmArguments {
     /// A libvirt domain's NAME or UUID, qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off)
     #[arg(value_name = "VM")]
     pub vm: VmPlace,
+    /// Whose it is.
+    #[command(flatten)]
+    pub identity: IdentityArguments,
+}
+
+/// Whose backups a VM's are, where that is not to be asked from it.
+#[derive(Debug, Clone, Args)]
+pub struct IdentityArguments {
     /// Name of the VM (else what QEMU says, else the socket's or first image's name)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "vm")]
     pub name: Option<String>,
     /// UUID of the VM (else what QEMU says); backups with the same UUID, or without one the same name, are one sequence
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, value_name = "UUID", requires = "vm")]
     pub uuid: Option<String>,
 }
 

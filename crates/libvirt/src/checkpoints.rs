@@ -85,6 +85,12 @@ pub(crate) fn forget(link: &mut Link, name: &CheckpointName) -> Result<()> {
     tolerate_absent(link, name, forgotten)
 }
 
+/// Makes libvirt forget all of our checkpoints; bitmaps stay.
+pub(crate) fn hide(link: &mut Link) -> Result<()> {
+    let known = known(link)?;
+    known.iter().filter_map(|name| CheckpointName::parse(name).ok()).try_for_each(|name| forget(link, &name))
+}
+
 // A checkpoint that went meanwhile is what was wanted.
 fn tolerate_absent(link: &mut Link, name: &CheckpointName, result: Result<()>) -> Result<()> {
     match result {

@@ -44,6 +44,9 @@ pub struct Options {
     pub name: Option<String>,
     /// UUID that the VM's backups get instead of the domain's.
     pub uuid: Option<String>,
+    /// Whether libvirt is to know our checkpoints only while we work: some programs work on no domain that has one of somebody
+    /// else's. The bitmaps stay, and libvirt is told of them again when they are needed.
+    pub hide_checkpoints: bool,
 }
 
 impl Options {
@@ -58,6 +61,7 @@ impl Options {
             watchdog: None,
             name: None,
             uuid: None,
+            hide_checkpoints: false,
         }
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Running {
     // What was last told of each disk: its images.
     told: Vec<(DiskName, Vec<String>)>,
     locks: Vec<VmLock>,
+    // Whether libvirt was told of checkpoints that it is to forget in the end.
+    told_libvirt: bool,
 }
 
 impl Running {
@@ -50,7 +52,7 @@ impl Running {
         let (_, disks, _) = look(&mut link)?;
         let images: BTreeSet<&Path> = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.exists()).collect();
         let locks = images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect::<keepmark_qemu::Result<_>>()?;
-        Ok(Self { link, options, identity, told: Vec::new(), locks })
+        Ok(Self { link, options, identity, told: Vec::new(), locks, told_libvirt: false })
     }
 
     fn look(&mut self) -> Result<VmFacts> {
@@ -85,7 +87,11 @@ impl Running {
             sweep_sockets(&folder);
         }
         let (_, disks, _) = look(&mut self.link)?;
-        said.extend(checkpoints::heal(&mut self.link, &facts_of(disks))?);
+        let healed = checkpoints::heal(&mut self.link, &facts_of(disks))?;
+        self.told_libvirt = true;
+        if !self.options.hide_checkpoints {
+            said.extend(healed);
+        }
         Ok(said)
     }
 
@@ -309,7 +315,10 @@ impl Hypervisor for Running {
         Ok(firmware::saved(&mut self.link, true)?)
     }
 
-    fn close(self: Box<Self>) -> seam::Result<()> {
+    fn close(mut self: Box<Self>) -> seam::Result<()> {
+        if self.told_libvirt && self.options.hide_checkpoints {
+            checkpoints::hide(&mut self.link)?;
+        }
         Ok(())
     }
 }

@@ -24,12 +24,14 @@ pub(crate) struct ShutOff {
     agent: bool,
     // Whether a checkpoint was begun, which libvirt does not know yet.
     began: bool,
+    hide_checkpoints: bool,
 }
 
 impl ShutOff {
     pub(crate) fn open(mut link: Link, options: Options) -> Result<Self> {
         let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
         let identity = identify(&link, &options)?;
+        let hide_checkpoints = options.hide_checkpoints;
         let mut skipped = Vec::new();
         let mut images = Vec::new();
         let mut formats = Vec::new();
@@ -45,7 +47,7 @@ impl ShutOff {
         let defaults = OfflineOptions::new(images, options.run_dir);
         let options = OfflineOptions { name: Some(identity.name), uuid: identity.uuid, formats, ..defaults };
         let offline = Box::new(Offline::open(options)?);
-        Ok(Self { link, offline, skipped, agent: xml.agent, began: false })
+        Ok(Self { link, offline, skipped, agent: xml.agent, began: false, hide_checkpoints })
     }
 
     fn heal(&mut self) -> seam::Result<Vec<String>> {
@@ -56,8 +58,12 @@ impl ShutOff {
             checkpoints::forget(&mut self.link, name)?;
             said.push(format!("libvirt's record of checkpoint {name}, whose bitmaps are gone"));
         }
-        // libvirt cannot look at the bitmaps of a domain that does not run; what it does not take now is adopted when it does.
-        drop(checkpoints::note(&mut self.link, &facts.disks));
+        if self.hide_checkpoints {
+            checkpoints::hide(&mut self.link)?;
+        } else {
+            // libvirt cannot look at the bitmaps of a domain that does not run; what it does not take now is adopted when it does.
+            drop(checkpoints::note(&mut self.link, &facts.disks));
+        }
         Ok(said)
     }
 
@@ -137,7 +143,7 @@ impl Hypervisor for ShutOff {
     }
 
     fn close(mut self: Box<Self>) -> seam::Result<()> {
-        let facts = if self.began { self.offline.facts().ok() } else { None };
+        let facts = if self.began && !self.hide_checkpoints { self.offline.facts().ok() } else { None };
         self.offline.close()?;
         if let Some(facts) = facts {
             drop(checkpoints::note(&mut self.link, &facts.disks));

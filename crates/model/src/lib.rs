@@ -1,10 +1,11 @@
 //! Every decision of keepmark as a pure function of values: no I/O, no clock, no randomness.
 //!
 //! Read in this order: [`names`] and [`extents`] (the vocabulary), [`facts`] (what a hypervisor reports), [`manifest`] (what a
-//! store remembers), [`trust`] (which bitmap may be believed), [`plan`] (what a backup will do), [`select`] (which backup a text means), [`seam`] (what drivers and
+//! store remembers), [`trust`] (which bitmap may be believed), [`choice`] and [`plan`] (what a backup will do), [`select`] (which backup a text means), [`seam`] (what drivers and
 //! stores must offer so that the plan can be carried out).
 
 pub mod audit;
+pub mod choice;
 pub mod extents;
 pub mod facts;
 pub mod failure;

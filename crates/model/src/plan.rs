@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::choice::{ChoiceError, DiskChoice};
 use crate::extents::Size;
 use crate::facts::{DiskFacts, VmFacts};
 use crate::manifest::{Kind, StoredBackup};
@@ -29,8 +30,8 @@ pub struct Request {
     pub kind: WantedKind,
     /// Whether to start a checkpoint that the next backup can build on.
     pub checkpoint: bool,
-    /// Which disks; empty means all.
-    pub disks: Vec<DiskName>,
+    /// Which disks.
+    pub disks: DiskChoice,
 }
 
 /// What a backup will do.
@@ -63,45 +64,14 @@ pub struct DiskPlan {
     pub compare: Option<BackupId>,
 }
 
-/// A request that cannot be planned.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// A disk was named that the VM has not.
-    #[error("the VM has no disk {name} (it has: {known})")]
-    UnknownDisk {
-        /// The name as asked for.
-        name: DiskName,
-        /// The disks that there are.
-        known: String,
-    },
-    /// Nothing can be backed up.
-    #[error("the VM has no disk that can be backed up ({why})")]
-    NoDisks {
-        /// What was skipped, and why.
-        why: String,
-    },
-}
-
 /// Plans a backup.
 ///
 /// # Errors
 /// When the request names a disk that is not there, or there is none at all.
-pub fn plan(facts: &VmFacts, sequence: &[StoredBackup], request: &Request) -> Result<Plan, PlanError> {
-    let disks: Vec<DiskPlan> = wanted(facts, &request.disks)?.into_iter().map(|disk| plan_disk(disk, sequence, request.kind)).collect();
+pub fn plan(facts: &VmFacts, sequence: &[StoredBackup], request: &Request) -> Result<Plan, ChoiceError> {
+    let disks: Vec<DiskPlan> = request.disks.of(facts)?.into_iter().map(|disk| plan_disk(disk, sequence, request.kind)).collect();
     let (kind, reason) = overall(&disks);
     Ok(Plan { kind, reason, checkpoint: request.checkpoint, disks })
-}
-
-fn wanted<'a>(facts: &'a VmFacts, names: &[DiskName]) -> Result<Vec<&'a DiskFacts>, PlanError> {
-    let known = || facts.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
-    if let Some(name) = names.iter().find(|name| !facts.disks.iter().any(|disk| disk.name == **name)) {
-        return Err(PlanError::UnknownDisk { name: name.clone(), known: known() });
-    }
-    if facts.disks.is_empty() {
-        let why = facts.skipped.iter().map(|skipped| format!("{}: {}", skipped.name, skipped.why)).collect::<Vec<_>>().join("; ");
-        return Err(PlanError::NoDisks { why: if why.is_empty() { "it has none".into() } else { why } });
-    }
-    Ok(facts.disks.iter().filter(|disk| names.is_empty() || names.contains(&disk.name)).collect())
 }
 
 fn plan_disk(disk: &DiskFacts, sequence: &[StoredBackup], wanted: WantedKind) -> DiskPlan {
@@ -214,7 +184,7 @@ mod tests {
     }
 
     fn request(kind: WantedKind) -> Request {
-        Request { kind, checkpoint: true, disks: vec![] }
+        Request { kind, checkpoint: true, disks: DiskChoice::All }
     }
 
     #[test]
@@ -262,14 +232,10 @@ mod tests {
 
     #[test]
     fn only_the_disks_that_were_asked_for_are_planned() {
-        let facts = vm(vec![named("vda", &[]), named("vdb", &[]), named("vdc", &[])]);
-        let planned = |names: &[&str]| {
-            let disks = names.iter().map(|name| DiskName::new(name).unwrap()).collect();
-            let plan = plan(&facts, &[], &Request { disks, ..request(WantedKind::Auto) }).unwrap();
-            plan.disks.iter().map(|disk| disk.name.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(planned(&["vdc", "vda"]), ["vda", "vdc"]);
-        assert_eq!(planned(&[]), ["vda", "vdb", "vdc"]);
+        let facts = vm(vec![named("vda", &[]), named("vdb", &[])]);
+        let disks = DiskChoice::Only(vec![DiskName::new("vdb").unwrap()]);
+        let plan = plan(&facts, &[], &Request { disks, ..request(WantedKind::Auto) }).unwrap();
+        assert_eq!(plan.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["vdb"]);
     }
 
     #[test]
@@ -289,15 +255,6 @@ mod tests {
         assert_eq!(reason_of(alike, std::slice::from_ref(&both)), format!("vda: {since}; vdb: {since}, and the disk grew by 512 bytes"));
         let unlike = vec![named("vda", &[bitmap(C1)]), named("vdc", &[])];
         assert_eq!(reason_of(unlike, &[both]), format!("vda: incremental: {since}; vdc: full: {first}"));
-    }
-
-    #[test]
-    fn unknown_disks_and_empty_vms_are_errors_in_words() {
-        let mut asked = request(WantedKind::Auto);
-        asked.disks = vec![DiskName::new("sdz").unwrap()];
-        let error = plan(&vm(vec![named("vda", &[])]), &[], &asked).unwrap_err();
-        assert_eq!(error.to_string(), "the VM has no disk sdz (it has: vda)");
-        assert!(matches!(plan(&vm(vec![]), &[], &request(WantedKind::Auto)), Err(PlanError::NoDisks { .. })));
     }
 
     #[test]

@@ -6,19 +6,21 @@ use clap::{Args, ValueEnum};
 use keepmark_engine::BackupReport;
 use keepmark_engine::backup::{BackupJob, backup};
 use keepmark_model::audit::AuditWish;
+use keepmark_model::choice::DiskChoice;
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::seam::{Hypervisor, Monitor, Store};
 use keepmark_model::{DiskName, Failure, FailureClass};
 
 use crate::context::{self, Context};
 use crate::exit::Outcome;
-use crate::vm::VmPlace;
+use crate::vm::{IdentityArguments, VmPlace};
 use crate::{fleet, hypervisor, output, store, text};
 
 const EXAMPLES: &str = "\
 Examples:
   keepmark backup qmp:/run/web01.qmp                      incremental where provably complete
   keepmark backup qmp:/run/web01.qmp --disk vda --kind full
+  keepmark backup web01 --exclude-disk vdb                all of a libvirt domain's disks but one
   keepmark backup image:vda=/vms/web01.qcow2 --name web01 powered off
   keepmark backup qmp:/run/web01.qmp --json | tail -n 1 | jq .kind
   keepmark backup 'web*' db01 --jobs 4                     several; a bad one does not stop the others
@@ -32,14 +34,11 @@ The kind is chosen by what QEMU's bitmaps prove: 'keepmark plan VM' tells it bef
 pub struct BackupArguments {
     /// A libvirt domain's NAME (or a pattern such as 'web*') or UUID, qmp:SOCKET (running) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered
     /// off); several are backed up beside each other
-    #[arg(value_name = "VM", required = true)]
+    #[arg(id = "vm", value_name = "VM", required = true)]
     pub vms: Vec<VmPlace>,
-    /// Name of the VM (else what QEMU says, else the socket's or first image's name)
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// UUID of the VM (else what QEMU says); backups with the same UUID, or without one the same name, are one sequence
-    #[arg(long, value_name = "UUID")]
-    pub uuid: Option<String>,
+    /// Whose it is.
+    #[command(flatten)]
+    pub identity: IdentityArguments,
     /// How many VMs at a time
     #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN.saturating_add(1))]
     pub jobs: NonZeroUsize,
@@ -69,9 +68,34 @@ pub struct RequestArguments {
     /// Start no checkpoint
     #[arg(long)]
     pub no_checkpoint: bool,
+    /// Which disks.
+    #[command(flatten)]
+    pub disks: DiskArguments,
+}
+
+/// Which of a VM's disks; all without a word.
+#[derive(Debug, Args)]
+#[group(multiple = true)]
+pub struct DiskArguments {
     /// Only this disk (may be given several times)
-    #[arg(long = "disk", value_name = "NAME")]
-    pub disks: Vec<String>,
+    #[arg(long = "disk", value_name = "NAME", value_parser = DiskName::new)]
+    pub only: Vec<DiskName>,
+    /// All disks but this one (may be given several times)
+    #[arg(long = "exclude-disk", value_name = "NAME", value_parser = DiskName::new, conflicts_with = "only")]
+    pub except: Vec<DiskName>,
+    /// All disks that can be backed up, as without a word
+    #[arg(long, conflicts_with_all = ["only", "except"])]
+    pub all_disks: bool,
+}
+
+impl DiskArguments {
+    fn choice(&self) -> DiskChoice {
+        match (self.only.as_slice(), self.except.as_slice()) {
+            ([], []) => DiskChoice::All,
+            ([], except) => DiskChoice::Except(except.to_vec()),
+            (only, _) => DiskChoice::Only(only.to_vec()),
+        }
+    }
 }
 
 /// `--kind`.
@@ -87,25 +111,15 @@ pub enum KindArgument {
 
 impl RequestArguments {
     /// As the planner wants it.
-    ///
-    /// # Errors
-    /// When a disk's name cannot be one.
-    pub fn request(&self) -> Result<Request, Failure> {
+    #[must_use]
+    pub fn request(&self) -> Request {
         let kind = match self.kind {
             KindArgument::Auto => WantedKind::Auto,
             KindArgument::Full => WantedKind::Full,
             KindArgument::Incremental => WantedKind::Incremental,
         };
-        Ok(Request { kind, checkpoint: !self.no_checkpoint, disks: disk_names(&self.disks)? })
+        Request { kind, checkpoint: !self.no_checkpoint, disks: self.disks.choice() }
     }
-}
-
-/// Names of disks from the command line.
-///
-/// # Errors
-/// When one cannot be a disk's name.
-pub fn disk_names(names: &[String]) -> Result<Vec<DiskName>, Failure> {
-    names.iter().map(|name| DiskName::new(name).map_err(|error| Failure::new(FailureClass::Usage, error))).collect()
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -116,10 +130,11 @@ struct OneName {
 
 /// Runs it.
 pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Failure> {
-    let request = arguments.request.request()?;
+    let request = arguments.request.request();
     let places = hypervisor::expand(context, &arguments.vms)?;
     let given = places.len();
-    if given > 1 && (arguments.name.is_some() || arguments.uuid.is_some()) {
+    let IdentityArguments { name, uuid } = &arguments.identity;
+    if given > 1 && (name.is_some() || uuid.is_some()) {
         return Err(Failure::new(FailureClass::Usage, OneName { given }));
     }
     let store = store::open(context)?;
@@ -132,11 +147,11 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
     };
     match places.as_slice() {
         [place] => {
-            let vm = hypervisor::open_place(context, place, arguments.name.as_deref(), arguments.uuid.as_deref())?;
+            let vm = hypervisor::open_as(context, place, &arguments.identity)?;
             show(context, &back_up(vm, &store, &job, &context.screen)?)?;
         }
         places => fleet::run(context, places, arguments.jobs, &|place, monitor| {
-            let report = back_up(hypervisor::open_place(context, place, None, None)?, &store, &job, monitor)?;
+            let report = back_up(hypervisor::open_place(context, place)?, &store, &job, monitor)?;
             show(context, &report).map(|()| report)
         })?,
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::Outcome;
-use crate::vm::VmPlace;
+use crate::vm::{IdentityArguments, VmPlace};
 use crate::{hypervisor, output, store};
 
 const EXAMPLES: &str = "\
@@ -27,12 +27,9 @@ pub struct DoctorArguments {
     /// A libvirt domain's NAME or UUID, qmp:SOCKET or image:[LABEL=]FILE[,[LABEL=]FILE]
     #[arg(value_name = "VM")]
     pub vm: Option<VmPlace>,
-    /// Name of the VM
-    #[arg(long, value_name = "NAME", requires = "vm")]
-    pub name: Option<String>,
-    /// UUID of the VM
-    #[arg(long, value_name = "UUID", requires = "vm")]
-    pub uuid: Option<String>,
+    /// Whose it is.
+    #[command(flatten)]
+    pub identity: IdentityArguments,
 }
 
 /// One thing that was checked.
@@ -126,7 +123,7 @@ fn store_checks(context: &Context) -> Vec<Check> {
 
 fn vm_checks(context: &Context, arguments: &DoctorArguments) -> Vec<Check> {
     let Some(place) = &arguments.vm else { return Vec::new() };
-    let opened = hypervisor::open_place(context, place, arguments.name.as_deref(), arguments.uuid.as_deref());
+    let opened = hypervisor::open_as(context, place, &arguments.identity);
     let facts = opened.and_then(|mut vm| {
         let facts = vm.facts();
         vm.close()?;

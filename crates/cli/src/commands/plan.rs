@@ -30,7 +30,7 @@ pub struct PlanArguments {
 
 /// Runs it.
 pub fn run(context: &Context, arguments: &PlanArguments) -> Result<Outcome, Failure> {
-    let request = arguments.request.request()?;
+    let request = arguments.request.request();
     let store = store::open(context)?;
     let mut vm = hypervisor::open(context, &arguments.vm)?;
     let found = outlook(vm.as_mut(), &store, &request, &context.screen);

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use keepmark_engine::restore::{Format, RestoreJob, restore};
-use keepmark_model::Failure;
 use keepmark_model::seam::Store;
+use keepmark_model::{DiskName, Failure};
 use serde_json::json;
 
-use super::backup::disk_names;
 use crate::context::{self, Context};
 use crate::exit::Outcome;
 use crate::{output, store, text};
@@ -35,8 +34,8 @@ pub struct RestoreArguments {
     #[arg(long, value_enum, default_value_t = FormatArgument::Raw)]
     pub format: FormatArgument,
     /// Only this disk (may be given several times)
-    #[arg(long = "disk", value_name = "NAME")]
-    pub disks: Vec<String>,
+    #[arg(long = "disk", value_name = "NAME", value_parser = DiskName::new)]
+    pub disks: Vec<DiskName>,
     /// Overwrite what is there
     #[arg(long)]
     pub force: bool,
@@ -57,11 +56,11 @@ pub fn run(context: &Context, arguments: &RestoreArguments) -> Result<Outcome, F
         FormatArgument::Raw => Format::Raw,
         FormatArgument::Qcow2 => Format::Qcow2,
     };
-    let disks = disk_names(&arguments.disks)?;
     let store = store::open(context)?;
     let chosen = store::select(context, &store, &arguments.backup)?;
     let reader = store.open(&chosen.id)?;
-    let job = RestoreJob { to: arguments.to.clone(), format, disks, force: arguments.force, run_dir: context.run_dir() };
+    let job =
+        RestoreJob { to: arguments.to.clone(), format, disks: arguments.disks.clone(), force: arguments.force, run_dir: context.run_dir() };
     let started = (context::world().elapsed)();
     let restored = restore(reader.as_ref(), &job, &context.screen)?;
     let took = (context::world().elapsed)().saturating_sub(started);

@@ -1,6 +1,35 @@
-//! How a BACKUP is named: by prefix, by VM and place in the sequence, by time; and the order of lists.
+//! How a BACKUP is named: by prefix, by VM and place in the sequence, by time; the order of lists; and which disks are meant.
+
+use serde_json::Value;
 
 use crate::lab::{Lab, assert_says, id, image_vm};
+
+/// A backup of the disks that these arguments mean.
+#[track_caller]
+fn disks(lab: &Lab, vm: &str, arguments: &[&str]) -> Vec<String> {
+    let finished = lab.keepmark.backup(vm, arguments);
+    let name = |disk: &Value| disk["name"].as_str().unwrap().to_owned();
+    finished["disks"].as_array().unwrap().iter().map(name).collect()
+}
+
+#[test]
+fn disks_are_named_left_out_or_all_taken() {
+    let lab = Lab::new();
+    let files = ["a", "b", "c"].map(|name| format!("{name}={}", lab.qcow2(name, 1 << 20).display()));
+    let vm = format!("image:{}", files.join(","));
+    for (arguments, expected) in [
+        (vec![], vec!["a", "b", "c"]),
+        (vec!["--all-disks"], vec!["a", "b", "c"]),
+        (vec!["--disk", "c", "--disk", "a"], vec!["a", "c"]),
+        (vec!["--exclude-disk", "b", "--exclude-disk", "z"], vec!["a", "c"]),
+    ] {
+        assert_eq!(disks(&lab, &vm, &arguments), expected, "{arguments:?}");
+    }
+    assert_says(&lab.keepmark.exits(&["backup", &vm, "--disk", "z"], 2), &["has no disk z", "a, b, c"]);
+    let none = ["backup", &vm, "--exclude-disk", "a", "--exclude-disk", "b", "--exclude-disk", "c"];
+    assert_says(&lab.keepmark.exits(&none, 2), &["no disk that can be backed up", "a: it is excluded"]);
+    lab.keepmark.exits(&["backup", &vm, "--disk", "a", "--exclude-disk", "b"], 2);
+}
 
 #[test]
 fn a_backup_is_found_by_prefix_place_and_time() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
+use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::Power;
 use keepmark_model::manifest::ManifestDisk;
 use keepmark_model::plan::{Request, WantedKind};
@@ -104,7 +105,7 @@ fn unreachable_name() -> DiskName {
 /// One run of keepmark, and the judgement of it.
 fn run(world: &Shared, seed: u64, order: &Order, backup: &Backup<'_>) {
     let before = Before::start(world, order);
-    let request = Request { kind: order.kind, checkpoint: order.checkpoint, disks: before.only.clone() };
+    let request = Request { kind: order.kind, checkpoint: order.checkpoint, disks: before.disks.clone() };
     let (reuse, clock, start) = {
         let world = lock(world);
         (world.breaks(Break::ReuseNames), world.clock, world.stats.runs)
@@ -128,7 +129,7 @@ fn run(world: &Shared, seed: u64, order: &Order, backup: &Backup<'_>) {
 struct Before {
     machine: usize,
     store: usize,
-    only: Vec<DiskName>,
+    disks: DiskChoice,
     power: Power,
     foreign: Vec<String>,
     smooth: Vec<DiskName>,
@@ -142,11 +143,12 @@ impl Before {
         let store = usize::from(order.store) % world.stores.len();
         let machine = &world.machines[place];
         let names: Vec<DiskName> = machine.attached().map(|disk| disk.name.clone()).collect();
-        let only = order.only.map(|number| vec![names[usize::from(number) % names.len()].clone()]).unwrap_or_default();
+        let chosen = order.only.map(|number| names[usize::from(number) % names.len()].clone());
+        let disks = chosen.map_or(DiskChoice::All, |name| DiskChoice::Only(vec![name]));
         let before = Self {
             machine: place,
             store,
-            only,
+            disks,
             power: machine.power,
             foreign: foreign(machine),
             smooth: machine.smooth[store].clone(),
