@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
-use keepmark_engine::backup::outlook;
 use keepmark_engine::report::in_one_line;
+use keepmark_model::choice::DiskChoice;
+use keepmark_model::facts::VmFacts;
 use keepmark_model::manifest::{Kind, StoredBackup};
-use keepmark_model::plan::{Request, WantedKind};
+use keepmark_model::plan::{Request, WantedKind, plan};
 use keepmark_model::seam::{Monitor, Store};
-use keepmark_model::{Failure, VmId};
+use keepmark_model::{Failure, FailureClass, VmId};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -50,11 +51,11 @@ enum Next {
 /// Runs it.
 pub fn run(context: &Context, arguments: &StatusArguments) -> Result<Outcome, Failure> {
     let store = store::open(context)?;
+    let (backups, damaged) = store.backups(None)?;
+    damaged.iter().for_each(|text| context.screen.finding(text));
     let places = if arguments.vms.is_empty() { domains(context) } else { hypervisor::expand(context, &arguments.vms)? };
-    let mut found: Vec<Protection> = places.iter().map(|place| look(context, &store, place)).collect();
+    let mut found: Vec<Protection> = places.iter().map(|place| look(context, &backups, place)).collect();
     if arguments.vms.is_empty() {
-        let (backups, damaged) = store.backups(None)?;
-        damaged.iter().for_each(|text| context.screen.finding(text));
         let looked_at: Vec<VmId> = found.iter().filter_map(|vm| vm.id.clone()).collect();
         found.extend(stored(&backups).filter(|vm| vm.id.as_ref().is_none_or(|id| !looked_at.contains(id))));
     }
@@ -75,21 +76,9 @@ fn domains(context: &Context) -> Vec<VmPlace> {
     asked.inspect_err(|failure| context.screen.note(&in_one_line(failure))).unwrap_or_default().into_iter().map(VmPlace::Libvirt).collect()
 }
 
-fn look(context: &Context, store: &dyn Store, place: &VmPlace) -> Protection {
-    let request = Request { kind: WantedKind::Auto, checkpoint: true, disks: Vec::new() };
-    let looked = hypervisor::open_place(context, place, None, None).and_then(|mut vm| {
-        let found = outlook(vm.as_mut(), store, &request, &context.screen);
-        vm.close()?;
-        found
-    });
-    match looked {
-        Ok(found) => Protection {
-            vm: found.facts.identity.name.clone(),
-            id: Some(found.facts.identity.id()),
-            backups: found.sequence.len(),
-            last: found.sequence.last().cloned(),
-            next: Next::Planned(found.plan.kind, found.plan.reason),
-        },
+fn look(context: &Context, backups: &[StoredBackup], place: &VmPlace) -> Protection {
+    match asked(context, place).and_then(|facts| planned(&facts, backups)) {
+        Ok(protection) => protection,
         Err(failure) => {
             let why = in_one_line(&failure);
             context.screen.finding(&format!("{place}: {why}"));
@@ -98,7 +87,30 @@ fn look(context: &Context, store: &dyn Store, place: &VmPlace) -> Protection {
     }
 }
 
-/// The VMs of a store's backups, each once, in the order of their first backup.
+fn asked(context: &Context, place: &VmPlace) -> Result<VmFacts, Failure> {
+    let mut vm = hypervisor::open_place(context, place)?;
+    let facts = vm.facts();
+    vm.close()?;
+    facts
+}
+
+fn planned(facts: &VmFacts, backups: &[StoredBackup]) -> Result<Protection, Failure> {
+    let request = Request { kind: WantedKind::Auto, checkpoint: true, disks: DiskChoice::All };
+    let sequence = sequence(backups, &facts.identity.id());
+    let plan = plan(facts, &sequence, &request).map_err(|error| Failure::new(FailureClass::Usage, error))?;
+    let next = Next::Planned(plan.kind, plan.reason);
+    Ok(Protection { next, ..protection(facts.identity.name.clone(), facts.identity.id(), sequence) })
+}
+
+fn sequence(backups: &[StoredBackup], id: &VmId) -> Vec<StoredBackup> {
+    backups.iter().filter(|backup| backup.manifest.vm_id() == *id).cloned().collect()
+}
+
+fn protection(vm: String, id: VmId, mut sequence: Vec<StoredBackup>) -> Protection {
+    Protection { vm, id: Some(id), backups: sequence.len(), last: sequence.pop(), next: Next::NotAsked }
+}
+
+/// The VMs of a store's backups, each once, in the order of their first backup, under their newest names.
 fn stored(backups: &[StoredBackup]) -> impl Iterator<Item = Protection> {
     let mut ids: Vec<VmId> = Vec::new();
     for backup in backups {
@@ -108,10 +120,9 @@ fn stored(backups: &[StoredBackup]) -> impl Iterator<Item = Protection> {
         }
     }
     ids.into_iter().map(|id| {
-        let of_vm = || backups.iter().filter(|backup| backup.manifest.vm_id() == id);
-        let last = of_vm().next_back().cloned();
-        let vm = last.as_ref().map_or_else(String::new, |last| last.manifest.vm.name.clone());
-        Protection { vm, backups: of_vm().count(), last, next: Next::NotAsked, id: Some(id) }
+        let sequence = sequence(backups, &id);
+        let name = sequence.last().map_or_else(String::new, |last| last.manifest.vm.name.clone());
+        protection(name, id, sequence)
     })
 }
 

@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 
 use crate::lab::{Lab, text};
 
-const COMMANDS: [&str; 11] = ["init", "backup", "plan", "list", "show", "restore", "verify", "checkpoint", "doctor", "completion", "man"];
+const COMMANDS: [&str; 12] =
+    ["init", "backup", "plan", "list", "status", "show", "restore", "verify", "checkpoint", "doctor", "completion", "man"];
 
 #[test]
 fn every_command_explains_itself_with_an_example() {

@@ -17,5 +17,6 @@ mod selection;
 mod sequence;
 mod several;
 mod shapes;
+mod status;
 mod terminal;
 mod words;
