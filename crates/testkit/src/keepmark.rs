@@ -9,12 +9,12 @@ use serde_json::Value;
 use crate::process::{Owned, output};
 use crate::{OrFail, fail};
 
-/// How the program is called: a store, a password, a home of its own.
+/// How the program is called: a store, a password, folders of its own.
 #[derive(Clone, Debug)]
 pub struct Keepmark {
     binary: PathBuf,
-    home: PathBuf,
-    store: Option<String>,
+    folder: PathBuf,
+    store: PathBuf,
     password: String,
     environment: Vec<(String, String)>,
 }
@@ -31,19 +31,31 @@ pub struct KeepmarkRun {
 }
 
 impl Keepmark {
-    /// The program from `target/release` beside the running test, with `home` (made if missing) for its cache and configuration.
-    /// The password is `password`.
+    /// The program from `target/release` beside the running test, with everything of it in `folder`: its user's `home`, the
+    /// store `store` (to be made yet), and what it keeps itself in `run`, `scratch` and `cache`. The password is `password`.
     #[must_use]
     #[track_caller]
-    pub fn new(home: &Path) -> Self {
-        std::fs::create_dir_all(home).or_fail(format_args!("making {}", home.display()));
-        Self { binary: binary(), home: home.to_owned(), store: None, password: "password".to_owned(), environment: Vec::new() }
+    pub fn new(folder: &Path) -> Self {
+        let password = "password".to_owned();
+        let new = Self { binary: binary(), folder: folder.to_owned(), store: folder.join("store"), password, environment: Vec::new() };
+        new.configure("");
+        new
+    }
+
+    /// Writes the user's configuration: the folders, and `more`.
+    #[track_caller]
+    pub fn configure(&self, more: &str) {
+        let folder = self.home().join(".config/keepmark");
+        std::fs::create_dir_all(&folder).or_fail(format_args!("making {}", folder.display()));
+        let place = |name: &str| format!("{name}_dir = {:?}\n", self.folder.join(name));
+        let text = ["run", "scratch", "cache"].map(place).concat() + more;
+        std::fs::write(folder.join("keepmark.toml"), text).or_fail("writing the configuration");
     }
 
     /// Uses this store (`KEEPMARK_STORE`).
     #[must_use]
     pub fn store(self, store: &Path) -> Self {
-        Self { store: Some(store.display().to_string()), ..self }
+        Self { store: store.to_owned(), ..self }
     }
 
     /// Uses this password.
@@ -63,13 +75,12 @@ impl Keepmark {
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.env_clear().env("HOME", &self.home).env("KEEPMARK_PASSWORD", &self.password);
+        command.env_clear().env("HOME", self.home()).env("KEEPMARK_PASSWORD", &self.password).env("KEEPMARK_STORE", &self.store);
         for name in ["PATH", "LANG", "TMPDIR"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
         }
-        command.envs(self.store.iter().map(|store| ("KEEPMARK_STORE", store)));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(arguments).stdin(Stdio::null());
         command
@@ -122,8 +133,12 @@ impl Keepmark {
         RunningKeepmark { process: Owned::spawn(&mut command), stdout, stderr }
     }
 
+    fn home(&self) -> PathBuf {
+        self.folder.join("home")
+    }
+
     fn log(&self, kind: &str) -> PathBuf {
-        let file = tempfile::Builder::new().prefix("run-").suffix(kind).tempfile_in(&self.home);
+        let file = tempfile::Builder::new().prefix("run-").suffix(kind).tempfile_in(self.home());
         let (_, path) = file.or_fail("making a log").keep().or_fail("keeping a log");
         path
     }

@@ -39,5 +39,5 @@ pub use qemu::{Attach, Disk, Machine, Qemu, QemuBuilder};
 pub use qmp::Qmp;
 pub use restic::Restic;
 pub use serial::Serial;
-pub use tmp::tmp;
+pub use tmp::{fresh, tmp};
 pub use witness::{PauseWitness, Witness};

@@ -15,8 +15,10 @@ fn has_word(process: i32, word: &str) -> bool {
     line.split(|&byte| byte == 0).any(|argument| argument.ends_with(word.as_bytes()))
 }
 
-/// Whether it is gone. One that nobody has waited for yet is a zombie, and gone.
+/// Whether it is gone with all that it had open. One that nobody has waited for yet is a zombie, and gone; one of several threads
+/// may be a zombie while another still holds the files of all.
 pub fn is_dead(process: Pid) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    !status.contains("State:") || status.contains("State:\tZ")
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+    !status.contains("State:") || (status.contains("State:\tZ") && threads <= 1)
 }

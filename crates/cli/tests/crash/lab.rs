@@ -22,14 +22,7 @@ impl Lab {
     /// The store has to be made yet.
     pub fn new() -> Self {
         let dir = tmp();
-        let home = dir.path().join("home");
-        let keepmark = Keepmark::new(&home).store(&dir.path().join("store"));
-        let folder = home.join(".config/keepmark");
-        std::fs::create_dir_all(&folder).unwrap();
-        let place = |key: &str, name: &str| format!("{key} = {:?}\n", dir.path().join(name));
-        let folders = [place("run_dir", "run"), place("scratch_dir", "scratch"), place("cache_dir", "cache")].concat();
-        std::fs::write(folder.join("keepmark.toml"), folders).unwrap();
-        Self { dir, keepmark, truths: Vec::new() }
+        Self { keepmark: Keepmark::new(dir.path()), dir, truths: Vec::new() }
     }
 
     pub fn root(&self) -> &Path {

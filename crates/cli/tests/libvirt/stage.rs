@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::wait_for;
-use keepmark_testkit::{Disk, Domain, Keepmark, KeepmarkRun, LibvirtHost, Restic, RunningKeepmark, Witness, tmp};
+use keepmark_testkit::{Disk, Domain, Keepmark, KeepmarkRun, LibvirtHost, Restic, RunningKeepmark, Witness, fresh, tmp};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -42,13 +42,7 @@ impl Stage {
         // QEMU may be of a user that has to get through.
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
         let host = host(&dir.path().join("host"));
-        let home = dir.path().join("home");
-        let keepmark = Keepmark::new(&home).store(&dir.path().join("store")).env("LIBVIRT_DEFAULT_URI", &host.uri());
-        let folder = home.join(".config/keepmark");
-        std::fs::create_dir_all(&folder).unwrap();
-        let place = |key: &str, name: &str| format!("{key} = {:?}\n", dir.path().join(name));
-        let folders = [place("run_dir", "run"), place("scratch_dir", "scratch"), place("cache_dir", "cache")].concat();
-        std::fs::write(folder.join("keepmark.toml"), folders).unwrap();
+        let keepmark = Keepmark::new(dir.path()).env("LIBVIRT_DEFAULT_URI", &host.uri());
         keepmark.ok(&["init"]);
         Self { host, keepmark, dir }
     }
@@ -59,8 +53,7 @@ impl Stage {
 
     /// A path that nobody had yet.
     pub fn fresh(&self, kind: &str) -> PathBuf {
-        let used = std::fs::read_dir(self.dir.path()).unwrap().count();
-        (used..).map(|number| self.path(&format!("{kind}{number}"))).find(|path| !path.exists()).unwrap()
+        fresh(self.dir.path(), kind)
     }
 
     /// A qcow2 image with 8 MiB of data from 1 MiB on.
@@ -97,6 +90,19 @@ impl Stage {
         assert_eq!((Marks::of_others(domain), domain.state()), (others, state));
         self.assert_clean(domain);
         finished
+    }
+
+    /// Backs up where libvirt is to forget our checkpoints, and judges the kind, what is restored and what libvirt knows.
+    #[track_caller]
+    pub fn judge_hidden(&self, domain: &Domain<'_>, kind: &str) {
+        let others = Marks::of_others(domain);
+        let plan = self.keepmark.ok(&["plan", domain.name(), "--json"]).event("plan");
+        let finished = self.backup(domain, &[]);
+        assert_eq!((&plan["kind"], &finished["kind"]), (&kind.into(), &kind.into()), "{finished}");
+        self.compare(&finished, &self.witness(domain));
+        let ours = Marks::of_ours(domain);
+        assert_eq!((ours.in_libvirt, ours.in_qemu), (BTreeSet::new(), BTreeSet::from([checkpoint(&finished).to_owned()])));
+        assert_eq!(Marks::of_others(domain), others);
     }
 
     /// Backs up and gives the object `finished`.

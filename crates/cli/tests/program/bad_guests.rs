@@ -160,7 +160,7 @@ fn an_agent_that_is_configured_but_not_there_is_a_finding() {
 #[test]
 fn an_agent_that_hangs_costs_its_deadline_and_is_a_finding() {
     let lab = Lab::new();
-    lab.configure("freeze_deadline_s = 2\n");
+    lab.keepmark.configure("freeze_deadline_s = 2\n");
     let mut qemu = lab.vm().agent().disk(Disk::qcow2("vda", &lab.qcow2("vda", 16 * MIB))).start();
     let filename = format!("disconnected:unix:{},server=on", qemu.agent_socket().display());
     let proxy = QmpProxy::start(&lab.path("proxy"), &qemu.qmp_socket(), move |message| {
@@ -185,7 +185,7 @@ fn an_agent_that_hangs_costs_its_deadline_and_is_a_finding() {
 #[test]
 fn a_freeze_deadline_of_zero_never_asks_the_agent() {
     let lab = Lab::new();
-    lab.configure("freeze_deadline_s = 0\n");
+    lab.keepmark.configure("freeze_deadline_s = 0\n");
     let qemu = lab.vm().agent().disk(Disk::qcow2("vda", &lab.qcow2("vda", 16 * MIB))).start();
     assert_eq!(lab.keepmark.backup(&qemu.vm(), &[])["consistency"], "crash");
 }

@@ -28,20 +28,7 @@ impl Lab {
     /// The store's folder does not exist yet.
     pub fn without_store() -> Self {
         let dir = tmp();
-        let home = dir.path().join("home");
-        let keepmark = Keepmark::new(&home).store(&dir.path().join("store"));
-        let lab = Self { dir, keepmark };
-        lab.configure("");
-        lab
-    }
-
-    /// Writes the user's configuration: this lab's folders, and `more`.
-    pub fn configure(&self, more: &str) {
-        let folder = self.path("home/.config/keepmark");
-        std::fs::create_dir_all(&folder).unwrap();
-        let place = |key: &str, name: &str| format!("{key} = {:?}\n", self.path(name));
-        let folders = [place("run_dir", "run"), place("scratch_dir", "scratch"), place("cache_dir", "cache")].concat();
-        std::fs::write(folder.join("keepmark.toml"), folders + more).unwrap();
+        Self { keepmark: Keepmark::new(dir.path()), dir }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -50,13 +50,13 @@ fn the_configuration_names_store_and_password_and_refuses_unknown_keys() {
     let lab = Lab::new();
     let password = lab.path("password");
     std::fs::write(&password, "password\n").unwrap();
-    lab.configure(&format!("store = {:?}\npassword_file = {:?}\n", lab.store(), password));
+    lab.keepmark.configure(&format!("store = {:?}\npassword_file = {:?}\n", lab.store(), password));
     lab.keepmark.clone().env("KEEPMARK_STORE", "/nonexistent").exits(&["list"], 10);
     let config = lab.path("home/.config/keepmark/keepmark.toml");
     let bare = lab.keepmark.clone().password("");
     let mut command = bare.command(&["list"]);
     assert!(command.env_remove("KEEPMARK_STORE").status().unwrap().success());
-    lab.configure("stoer = \"/x\"\n");
+    lab.keepmark.configure("stoer = \"/x\"\n");
     assert_says(&lab.keepmark.exits(&["list"], 2), &["stoer", "keepmark.toml"]);
     std::fs::write(&config, "run_dir = 5\n").unwrap();
     assert_says(&lab.keepmark.exits(&["list"], 2), &["keepmark.toml"]);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::run;
-use keepmark_testkit::{Disk, Keepmark, PauseWitness, Qemu, QemuBuilder, Witness, tmp};
+use keepmark_testkit::{Disk, Keepmark, PauseWitness, Qemu, QemuBuilder, Witness, fresh, tmp};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -53,21 +53,9 @@ pub fn caught<'a>(words: &'a [&'a str]) -> Expect<'a> {
 impl Stage {
     pub fn new() -> Self {
         let dir = tmp();
-        let home = dir.path().join("home");
-        let keepmark = Keepmark::new(&home).store(&dir.path().join("store"));
-        let stage = Self { dir, keepmark };
-        stage.configure("");
-        stage.keepmark.ok(&["init"]);
-        stage
-    }
-
-    /// Writes the user's configuration: this stage's folders, and `more`.
-    pub fn configure(&self, more: &str) {
-        let folder = self.path("home/.config/keepmark");
-        std::fs::create_dir_all(&folder).unwrap();
-        let place = |key: &str, name: &str| format!("{key} = {:?}\n", self.path(name));
-        let folders = [place("run_dir", "run"), place("scratch_dir", "scratch"), place("cache_dir", "cache")].concat();
-        std::fs::write(folder.join("keepmark.toml"), folders + more).unwrap();
+        let keepmark = Keepmark::new(dir.path());
+        keepmark.ok(&["init"]);
+        Self { dir, keepmark }
     }
 
     /// The program with another store, which is made.
@@ -83,8 +71,7 @@ impl Stage {
 
     /// A path that nobody had yet.
     pub fn fresh(&self, kind: &str) -> PathBuf {
-        let used = std::fs::read_dir(self.dir.path()).unwrap().count();
-        (used..).map(|number| self.path(&format!("{kind}{number}"))).find(|path| !path.exists()).unwrap()
+        fresh(self.dir.path(), kind)
     }
 
     /// A qcow2 image with 8 MiB of data from 1 MiB on.

@@ -57,12 +57,12 @@ fn a_store_that_was_not_seen_for_long_stops_holding_its_checkpoint() {
     expected.sort();
     assert_eq!(checkpoints(&mut vm.qemu), expected, "{old} goes, {recent} stays");
 
-    stage.configure("hold_checkpoints_days = 0\n");
+    stage.keepmark.configure("hold_checkpoints_days = 0\n");
     let ancient = aged(&mut vm, 4000);
     stage.live(&mut vm, is("incremental", &[]));
     assert!(checkpoints(&mut vm.qemu).contains(&ancient), "0 holds for ever");
 
-    stage.configure("hold_checkpoints_days = 7\n");
+    stage.keepmark.configure("hold_checkpoints_days = 7\n");
     let finished = stage.live(&mut vm, is("incremental", &[]));
     assert_eq!(checkpoints(&mut vm.qemu), [checkpoint(&finished)]);
 }

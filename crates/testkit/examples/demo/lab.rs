@@ -27,24 +27,14 @@ pub struct Lab {
 impl Lab {
     /// Makes the disks, the configuration and the guest.
     pub fn make(folder: &Path) -> Self {
-        let home = folder.join("home");
-        let keepmark = Keepmark::new(&home).store(&folder.join("store")).password(PASSWORD);
+        let keepmark = Keepmark::new(folder).password(PASSWORD);
         let lab = Self { folder: folder.to_owned(), guest: Guest::build(), keepmark };
-        lab.configure(&home.join(".config/keepmark"));
         let files = lab.path("files");
         write_files(&files);
         image::mkfs_ext4(&lab.path("vda.qcow2"), Format::Qcow2, SIZES[0], Some(&files));
         image::mkfs_ext4(&lab.path("vdb.qcow2"), Format::Qcow2, SIZES[1], None);
         remove(&files);
         lab
-    }
-
-    /// Keeps keepmark's own folders out of the system's.
-    fn configure(&self, folder: &Path) {
-        std::fs::create_dir_all(folder).or_fail("making the configuration's folder");
-        let line = |name: &str| format!("{name}_dir = {:?}\n", self.path(name));
-        let text = ["run", "scratch", "cache"].map(line).concat();
-        std::fs::write(folder.join("keepmark.toml"), text).or_fail("writing the configuration");
     }
 
     /// A path in the folder.
