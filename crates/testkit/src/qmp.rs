@@ -114,3 +114,16 @@ impl Qmp {
         }
     }
 }
+
+/// Names of the bitmaps in what `query-named-block-nodes` answers, with the node's name, sorted; without those that jobs use
+/// internally.
+pub(crate) fn bitmaps_of(nodes: &Value) -> Vec<(String, String)> {
+    let of_node = |node: &Value| {
+        let bitmaps = node["dirty-bitmaps"].as_array().into_iter().flatten();
+        let name = |bitmap: &Value| Some((node["node-name"].as_str()?.to_owned(), bitmap["name"].as_str()?.to_owned()));
+        bitmaps.filter_map(name).collect::<Vec<_>>()
+    };
+    let mut bitmaps: Vec<_> = nodes.as_array().into_iter().flatten().flat_map(of_node).collect();
+    bitmaps.sort();
+    bitmaps
+}

@@ -1,5 +1,6 @@
 //! The test guest: Debian's cloud kernel with an initramfs of busybox, a few modules and qemu-ga.
 
+mod command_line;
 mod cpio;
 mod modules;
 
@@ -9,6 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub(crate) use command_line::CommandLine;
 use cpio::Archive;
 
 use crate::process::run;

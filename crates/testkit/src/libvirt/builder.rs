@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Domain, LibvirtHost};
+use crate::guest::CommandLine;
 use crate::{Disk, Guest, OrFail};
 
 /// A domain to define. Without a guest it finds nothing to boot and idles: it is "running" but writes nothing.
@@ -16,7 +17,7 @@ pub struct DomainBuilder<'h> {
     disks: Vec<Disk>,
     guest: Option<Guest>,
     agent: bool,
-    kernel_arguments: String,
+    command_line: CommandLine,
     memory_mib: u32,
     os: String,
     devices: String,
@@ -31,7 +32,7 @@ impl<'h> DomainBuilder<'h> {
             disks: Vec::new(),
             guest: None,
             agent: false,
-            kernel_arguments: String::new(),
+            command_line: CommandLine::default(),
             memory_mib: 32,
             os: String::new(),
             devices: String::new(),
@@ -65,22 +66,22 @@ impl<'h> DomainBuilder<'h> {
 
     /// Has the guest mount these disks (ext4) under `/mnt/NAME`.
     #[must_use]
-    pub fn mount(self, disks: &[&str]) -> Self {
-        let argument = format!("km.mount={}", disks.join(","));
-        self.kernel_argument(&argument)
+    pub fn mount(mut self, disks: &[&str]) -> Self {
+        self.command_line.mount(disks);
+        self
     }
 
     /// Has the guest write to the mounted `disk` all the time, `per_second` times 64 KiB at most, each write synced.
     #[must_use]
-    pub fn writer(self, disk: &str, per_second: u32) -> Self {
-        self.kernel_argument(&format!("km.writer={disk}:{per_second}"))
+    pub fn writer(mut self, disk: &str, per_second: u32) -> Self {
+        self.command_line.writer(disk, per_second);
+        self
     }
 
     /// Adds to the guest's kernel command line.
     #[must_use]
     pub fn kernel_argument(mut self, argument: &str) -> Self {
-        self.kernel_arguments.push(' ');
-        self.kernel_arguments.push_str(argument);
+        self.command_line.add(argument);
         self
     }
 
@@ -150,10 +151,10 @@ impl<'h> DomainBuilder<'h> {
             return "<boot dev='network'/>".to_owned();
         };
         format!(
-            "<kernel>{}</kernel><initrd>{}</initrd><cmdline>console=ttyS0 quiet panic=-1 tsc=unstable{}</cmdline>",
+            "<kernel>{}</kernel><initrd>{}</initrd><cmdline>{}</cmdline>",
             escaped_path(&absolute(&guest.kernel)),
             escaped_path(&absolute(&guest.initramfs)),
-            escaped(&self.kernel_arguments),
+            escaped(&self.command_line.to_string()),
         )
     }
 

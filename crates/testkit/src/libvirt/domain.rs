@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::LibvirtHost;
 use crate::image::{self, Format, check_io};
 use crate::process::wait_for;
+use crate::qmp::bitmaps_of;
 use crate::{Disk, OrFail, Serial, Witness, fail};
 
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -144,17 +145,7 @@ impl<'h> Domain<'h> {
     #[must_use]
     #[track_caller]
     pub fn bitmaps(&self) -> Vec<(String, String)> {
-        let nodes = self.qmp("query-named-block-nodes", json!({"flat": true}));
-        let mut bitmaps = Vec::new();
-        for node in nodes.as_array().into_iter().flatten() {
-            for bitmap in node["dirty-bitmaps"].as_array().into_iter().flatten() {
-                if let (Some(node), Some(name)) = (node["node-name"].as_str(), bitmap["name"].as_str()) {
-                    bitmaps.push((node.to_owned(), name.to_owned()));
-                }
-            }
-        }
-        bitmaps.sort();
-        bitmaps
+        bitmaps_of(&self.qmp("query-named-block-nodes", json!({"flat": true})))
     }
 
     /// Names of the checkpoints that libvirt knows, parents first.

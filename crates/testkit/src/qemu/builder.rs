@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::{Attach, Disk, Qemu};
+use crate::guest::CommandLine;
 use crate::process::Owned;
 use crate::{Guest, OrFail, Serial};
 
@@ -30,7 +31,7 @@ pub struct QemuBuilder {
     name: String,
     uuid: Option<String>,
     paused: bool,
-    kernel_arguments: String,
+    command_line: CommandLine,
     memory_mib: u32,
     extra: Vec<String>,
 }
@@ -48,7 +49,7 @@ impl QemuBuilder {
             name: "test-vm".to_owned(),
             uuid: None,
             paused: false,
-            kernel_arguments: String::new(),
+            command_line: CommandLine::default(),
             memory_mib: 256,
             extra: Vec::new(),
         }
@@ -99,22 +100,22 @@ impl QemuBuilder {
 
     /// Has the guest mount these disks (ext4) under `/mnt/NAME`.
     #[must_use]
-    pub fn mount(self, disks: &[&str]) -> Self {
-        let argument = format!("km.mount={}", disks.join(","));
-        self.kernel_argument(&argument)
+    pub fn mount(mut self, disks: &[&str]) -> Self {
+        self.command_line.mount(disks);
+        self
     }
 
     /// Has the guest write to the mounted `disk` all the time, `per_second` times 64 KiB at most, each write synced.
     #[must_use]
-    pub fn writer(self, disk: &str, per_second: u32) -> Self {
-        self.kernel_argument(&format!("km.writer={disk}:{per_second}"))
+    pub fn writer(mut self, disk: &str, per_second: u32) -> Self {
+        self.command_line.writer(disk, per_second);
+        self
     }
 
     /// Adds to the guest's kernel command line.
     #[must_use]
     pub fn kernel_argument(mut self, argument: &str) -> Self {
-        self.kernel_arguments.push(' ');
-        self.kernel_arguments.push_str(argument);
+        self.command_line.add(argument);
         self
     }
 
@@ -195,10 +196,9 @@ impl QemuBuilder {
         }
         let mut arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
         if let Some(guest) = &self.guest {
-            let append = format!("console=ttyS0 quiet panic=-1 tsc=unstable{}", self.kernel_arguments);
             arguments.extend(["-kernel".into(), guest.kernel.display().to_string()]);
             arguments.extend(["-initrd".into(), guest.initramfs.display().to_string()]);
-            arguments.extend(["-append".into(), append]);
+            arguments.extend(["-append".into(), self.command_line.to_string()]);
         }
         arguments
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Disk, QemuBuilder};
 use crate::image::check_io;
 use crate::process::{Owned, wait_for};
+use crate::qmp::bitmaps_of;
 use crate::{Agent, OrFail, Qmp, Serial, fail, witness};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -165,17 +166,7 @@ impl Qemu {
     /// Names of the bitmaps on all nodes, with the node's name, sorted; without those that jobs use internally.
     #[track_caller]
     pub fn bitmaps(&mut self) -> Vec<(String, String)> {
-        let nodes = self.qmp("query-named-block-nodes", json!({"flat": true}));
-        let mut bitmaps = Vec::new();
-        for node in nodes.as_array().into_iter().flatten() {
-            for bitmap in node["dirty-bitmaps"].as_array().into_iter().flatten() {
-                if let (Some(node), Some(name)) = (node["node-name"].as_str(), bitmap["name"].as_str()) {
-                    bitmaps.push((node.to_owned(), name.to_owned()));
-                }
-            }
-        }
-        bitmaps.sort();
-        bitmaps
+        bitmaps_of(&self.qmp("query-named-block-nodes", json!({"flat": true})))
     }
 
     /// Waits until the guest has booted and mounted what it was told to.
