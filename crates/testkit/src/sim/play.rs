@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::Power;
-use keepmark_model::manifest::ManifestDisk;
+use keepmark_model::manifest::{Manifest, ManifestDisk};
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::seam::{Hypervisor, Result, Store};
 use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId};
@@ -185,7 +185,7 @@ impl Before {
             Ok(()) if machine.leftovers.any() => Some("keepmark left something in the VM".to_owned()),
             Ok(()) if machine.power != self.power => Some("keepmark changed the VM's power state".to_owned()),
             Ok(()) if foreign(machine) != self.foreign => Some("keepmark touched another's bitmaps".to_owned()),
-            Ok(()) => self.surplus(world).or_else(|| self.lost_increment(world, order)),
+            Ok(()) => self.surplus(world).or_else(|| self.lost_increment(world, order)).or_else(|| self.seen_too_late(world)),
         };
         if let Some(wrong) = wrong {
             world.wrong(|| wrong);
@@ -213,6 +213,26 @@ impl Before {
         let lost = disks.find(|disk| disk.base.is_none() && self.smooth.contains(&disk.name))?;
         Some(format!("disk {} could have been captured incrementally, but: {}", lost.name, lost.reason))
     }
+
+    /// A disk is smaller than in every earlier backup, or has an image that was another's in all of them: the plan must know,
+    /// without any luck in reading.
+    fn seen_too_late(&self, world: &World) -> Option<String> {
+        let (newest, earlier) = world.stores[self.store].backups.split_last()?;
+        let vm = newest.backup.manifest.vm_id();
+        let earlier: Vec<&Manifest> =
+            earlier.iter().map(|published| &published.backup.manifest).filter(|then| then.vm_id() == vm).collect();
+        let mut disks = newest.backup.manifest.disks.iter().filter(|disk| disk.reason.contains("the audit contradicts"));
+        let late = disks.find(|disk| !earlier.is_empty() && earlier.iter().all(|then| is_another(disk, then)))?;
+        Some(format!("disk {} shrank or was exchanged, and only its audit noticed: {}", late.name, late.reason))
+    }
+}
+
+/// Whether a disk cannot be the one that a backup has under its name.
+fn is_another(disk: &ManifestDisk, then: &Manifest) -> bool {
+    let shrank = then.disks.iter().any(|then| then.name == disk.name && then.size > disk.size);
+    let (own, others): (Vec<_>, Vec<_>) =
+        then.disks.iter().filter(|then| then.image == disk.image).partition(|then| then.name == disk.name);
+    shrank || (own.is_empty() && !others.is_empty())
 }
 
 fn foreign(machine: &Machine) -> Vec<String> {
