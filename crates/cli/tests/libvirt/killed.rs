@@ -193,3 +193,18 @@ fn libvirts_memory_of_checkpoints_is_lost() {
     domain.write("vda", 9, 6 * MIB, MIB);
     stage.judge(&domain, "incremental", &[]);
 }
+
+#[test]
+fn a_libvirtd_that_stands_still_is_given_up_and_the_next_backup_is_right() {
+    let stage = Stage::new();
+    let domain = stage.backed_up();
+    domain.write("vda", 7, 3 * MIB, MIB);
+    let midway = stage.midway(&domain);
+    stage.host.pause_libvirtd();
+    let failed = midway.go_on();
+    assert!(failed.code.is_some_and(|code| code != 0), "{}", failed.stderr);
+    let mute = stage.keepmark.exits(&["plan", "vm"], 13);
+    assert!(mute.stderr.contains("has not answered"), "{}", mute.stderr);
+    stage.host.resume_libvirtd();
+    stage.judge(&domain, "incremental", &[]);
+}

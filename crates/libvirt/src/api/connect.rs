@@ -1,11 +1,19 @@
 //! A connection to a hypervisor's libvirt daemon.
 
-use std::ffi::{c_ulong, c_void};
+use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::fmt;
 use std::ptr;
-use std::sync::Once;
+use std::sync::{Once, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use super::{Domain, Fault, Result, c_text, number, owned_text};
+
+// A daemon that answers no ping for half a minute is as good as dead: calls that wait for it fail.
+const PING_SECONDS: c_int = 5;
+const PINGS_LOST: c_uint = 6;
+// Pings begin when the connection stands, so that has a time-out of its own.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An open connection. Dropping it closes it once its domains are dropped too.
 #[derive(Debug)]
@@ -48,21 +56,42 @@ fn initialise() {
         unsafe {
             virt_sys::virInitialize();
             virt_sys::virSetErrorFunc(ptr::null_mut(), Some(silent));
+            virt_sys::virEventRegisterDefaultImpl();
         }
+        // Sends and receives the pings, as long as the process lives.
+        thread::spawn(|| {
+            // SAFETY: the loop was registered above, and is run by this thread alone.
+            while unsafe { virt_sys::virEventRunDefaultImpl() } == 0 {}
+        });
     });
 }
 
 impl Connect {
     /// Connects; without a URI libvirt's own default is taken (`LIBVIRT_DEFAULT_URI`, its configuration, what it finds).
-    #[expect(unsafe_code, reason = "a call of the library")]
+    ///
+    /// A daemon that takes the connection and then says nothing is given up after a while, and the thread that waits for it left.
     pub(crate) fn open(uri: Option<&str>) -> Result<Self> {
-        const CALL: &str = "connect";
         initialise();
+        let uri = uri.map(str::to_owned);
+        let (tell, told) = mpsc::sync_channel(1);
+        thread::spawn(move || tell.send(Self::open_now(uri.as_deref())));
+        told.recv_timeout(OPEN_TIMEOUT).unwrap_or_else(|_| Err(Fault::mute("connect", OPEN_TIMEOUT)))
+    }
+
+    #[expect(unsafe_code, reason = "calls of the library")]
+    fn open_now(uri: Option<&str>) -> Result<Self> {
+        const CALL: &str = "connect";
         let uri = uri.map(|uri| c_text(CALL, uri)).transpose()?;
         let name = uri.as_ref().map_or(ptr::null(), |uri| uri.as_ptr());
         // SAFETY: the name is null or lives until after the call; without `auth` the library asks nobody for a password.
         let raw = unsafe { virt_sys::virConnectOpenAuth(name, ptr::null_mut(), 0) };
-        if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Self { raw }) }
+        if raw.is_null() {
+            return Err(Fault::last(CALL));
+        }
+        let connect = Self { raw };
+        // SAFETY: the handle is open. A driver without a daemon needs no pings, and says so.
+        number("watch the connection", unsafe { virt_sys::virConnectSetKeepAlive(raw, PING_SECONDS, PINGS_LOST) })?;
+        Ok(connect)
     }
 
     /// The URI that is really used.

@@ -1,6 +1,7 @@
 //! What libvirt says when a call fails.
 
 use std::ffi::CStr;
+use std::time::Duration;
 
 const MESSAGE_CHARS_MAX: usize = 600;
 
@@ -42,6 +43,11 @@ pub(crate) enum Kind {
 }
 
 impl Fault {
+    /// The daemon has not said a word for so long.
+    pub(crate) fn mute(call: &'static str, waited: Duration) -> Self {
+        Self { call, kind: Kind::Lost, message: format!("the daemon has not answered for {} s", waited.as_secs()) }
+    }
+
     /// The last failure on this thread.
     #[expect(unsafe_code, reason = "the library keeps its last error behind a pointer")]
     pub(crate) fn last(call: &'static str) -> Self {

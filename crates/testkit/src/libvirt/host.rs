@@ -157,6 +157,18 @@ impl LibvirtHost {
         self.namespace.end(self.libvirtd().or_fail("libvirtd does not run"), Signal::KILL);
     }
 
+    /// Has libvirtd stand still, as if it hung: whoever asks it waits. Domains go on.
+    #[track_caller]
+    pub fn pause_libvirtd(&self) {
+        self.namespace.signal(self.libvirtd().or_fail("libvirtd does not run"), Signal::STOP);
+    }
+
+    /// Lets it go on.
+    #[track_caller]
+    pub fn resume_libvirtd(&self) {
+        self.namespace.signal(self.libvirtd().or_fail("libvirtd does not run"), Signal::CONT);
+    }
+
     /// Has libvirtd die, as in a crash, when it next touches a file by this path, which is the host's own view of it.
     #[must_use]
     #[track_caller]

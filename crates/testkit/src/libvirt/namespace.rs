@@ -66,11 +66,17 @@ impl Namespace {
         self.processes().into_iter().find(|&id| inner_id(id) == Some(inner))
     }
 
+    /// Sends a signal to a process in them.
+    #[track_caller]
+    pub(super) fn signal(&self, outer: u32, signal: Signal) {
+        let id = i32::try_from(outer).ok().and_then(Pid::from_raw).or_fail("a process has an id");
+        kill_process(id, signal).or_fail(format_args!("sending {signal:?} to process {outer}"));
+    }
+
     /// Kills a process in them and waits until it has been reaped.
     #[track_caller]
     pub(super) fn end(&self, outer: u32, signal: Signal) {
-        let id = i32::try_from(outer).ok().and_then(Pid::from_raw).or_fail("a process has an id");
-        kill_process(id, signal).or_fail(format_args!("sending {signal:?} to process {outer}"));
+        self.signal(outer, signal);
         wait_for("a process to end", TIMEOUT, || (!self.processes().contains(&outer)).then_some(()));
     }
 }
