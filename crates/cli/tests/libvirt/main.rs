@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 mod killed;
+mod many;
 mod midway;
 mod names;
 mod others;

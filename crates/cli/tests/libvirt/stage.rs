@@ -64,6 +64,14 @@ impl Stage {
         Disk::qcow2(name, &file)
     }
 
+    /// A qcow2 image of 4 MiB with 1 MiB of data, for the disk `disk` of one of many domains.
+    pub fn small_disk(&self, domain: &str, disk: &str) -> Disk {
+        let file = self.path(&format!("{domain}-{disk}.qcow2"));
+        image::create(&file, Format::Qcow2, 4 * MIB);
+        image::fill_random(&file, Format::Qcow2, domain.bytes().map(u64::from).sum(), MIB, 1 << 20);
+        Disk::qcow2(disk, &file)
+    }
+
     /// The running domain `vm` with the disks `vda` and `sda`.
     pub fn domain(&self) -> Domain<'_> {
         self.host.domain("vm").disk(self.disk("vda")).disk(self.disk("sda")).start()
@@ -117,11 +125,12 @@ impl Stage {
         domain.witness(&self.fresh("witness"))
     }
 
-    /// Restores a finished backup and compares it byte for byte.
+    /// Restores a backup, as it finished or is listed, and compares it byte for byte.
     #[track_caller]
-    pub fn compare(&self, finished: &Value, witness: &Witness) {
+    pub fn compare(&self, backup: &Value, witness: &Witness) {
         let to = self.fresh("out");
-        self.keepmark.ok(&["restore", finished["backup"].as_str().unwrap(), "--to", to.to_str().unwrap()]);
+        let id = backup["backup"].as_str().or_else(|| backup["id"].as_str()).unwrap();
+        self.keepmark.ok(&["restore", id, "--to", to.to_str().unwrap()]);
         witness.assert_restored(&to, Format::Raw);
         std::fs::remove_dir_all(to).unwrap();
     }
