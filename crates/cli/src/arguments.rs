@@ -78,7 +78,7 @@ pub enum Command {
     Restore(restore::RestoreArguments),
     /// Check that backups are whole
     Verify(verify::VerifyArguments),
-    /// List or delete the checkpoints on a VM
+    /// Create, list or delete the checkpoints on a VM
     Checkpoint(checkpoint::CheckpointArguments),
     /// Check this host, the store and a VM, and name what would help
     Doctor(doctor::DoctorArguments),

@@ -5,6 +5,7 @@
 mod audit;
 pub mod backup;
 mod capture;
+pub mod checkpoint;
 mod error;
 pub mod report;
 pub mod restore;

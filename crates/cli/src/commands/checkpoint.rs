@@ -1,26 +1,30 @@
-//! `keepmark checkpoint list|delete VM [NAME]`: the checkpoints that keepmark has on a VM.
+//! `keepmark checkpoint create|list|delete VM [NAME]`: the checkpoints that keepmark has on a VM.
 
 use clap::{Args, Subcommand};
+use keepmark_engine::checkpoint;
 use keepmark_model::facts::{BitmapFacts, VmFacts};
 use keepmark_model::plan::present_checkpoints;
 use keepmark_model::seam::Hypervisor;
 use keepmark_model::{CheckpointName, Failure, FailureClass};
 use serde_json::{Value, json};
 
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::exit::Outcome;
 use crate::vm::VmArguments;
 use crate::{hypervisor, output, table, text};
 
 const EXAMPLES: &str = "\
 Examples:
+  keepmark checkpoint create web01      from now on 'list' tells how much changes
   keepmark checkpoint list qmp:/run/web01.qmp
   keepmark checkpoint delete qmp:/run/web01.qmp km1-20261122T180000Z-3f9a1c0d7be2
   keepmark checkpoint delete image:/vms/web01.qcow2      all of keepmark's; bitmaps of others stay
 
-Deleting a checkpoint never harms a backup; the next backup reads and compares everything.";
+Each backup starts a checkpoint of its own, and the next one builds on that. One that is created here belongs to no backup: it counts what
+changes until it is deleted, or as old as hold_checkpoints_days. Deleting a checkpoint never harms a backup; if it was the one to build on,
+the next backup reads and compares everything.";
 
-/// List or delete the checkpoints that keepmark has on a VM.
+/// Create, list or delete the checkpoints that keepmark has on a VM.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CheckpointArguments {
@@ -29,9 +33,15 @@ pub struct CheckpointArguments {
     pub command: CheckpointCommand,
 }
 
-/// `list` or `delete`.
+/// `create`, `list` or `delete`.
 #[derive(Debug, Subcommand)]
 pub enum CheckpointCommand {
+    /// Start a checkpoint that belongs to no backup, on all disks at one moment
+    Create {
+        /// Which VM.
+        #[command(flatten)]
+        vm: VmArguments,
+    },
     /// List keepmark's checkpoints on a VM
     List {
         /// Which VM.
@@ -52,6 +62,7 @@ pub enum CheckpointCommand {
 /// Runs it.
 pub fn run(context: &Context, arguments: &CheckpointArguments) -> Result<Outcome, Failure> {
     match &arguments.command {
+        CheckpointCommand::Create { vm } => with_vm(context, vm, |vm| create(context, vm)),
         CheckpointCommand::List { vm } => with_vm(context, vm, |vm| list(context, &vm.facts()?)),
         CheckpointCommand::Delete { vm, checkpoint } => with_vm(context, vm, |vm| delete(context, vm, checkpoint.as_deref())),
     }
@@ -67,6 +78,18 @@ fn with_vm(
     let closed = vm.close();
     let outcome = result?;
     closed.map(|()| outcome)
+}
+
+fn create(context: &Context, vm: &mut dyn Hypervisor) -> Result<Outcome, Failure> {
+    let (name, moment) = checkpoint::create(vm, context.freeze(), context::world(), &context.screen)?;
+    if context.global.json {
+        output::json(
+            &json!({"event": "created", "checkpoint": name, "consistency": moment.consistency, "pause_ms": moment.pause.as_millis()}),
+        )?;
+    } else {
+        output::text(&format!("created checkpoint {name}\n"))?;
+    }
+    Ok(context.screen.outcome())
 }
 
 fn list(context: &Context, facts: &VmFacts) -> Result<Outcome, Failure> {

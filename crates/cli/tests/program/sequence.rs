@@ -4,7 +4,7 @@ use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::{Disk, Qemu};
 use serde_json::Value;
 
-use crate::lab::{Lab, MIB, UUID, disk, id, image_vm, our_bitmaps};
+use crate::lab::{Lab, MIB, UUID, assert_clean, disk, id, image_vm, our_bitmaps};
 
 fn kind(finished: &Value) -> &str {
     finished["kind"].as_str().unwrap()
@@ -146,4 +146,23 @@ fn a_plan_tells_what_the_backup_then_does_and_changes_nothing() {
     assert_eq!((our_bitmaps(&mut qemu), lab.list().len()), (before, 1));
     let done = lab.keepmark.backup(&qemu.vm(), &[]);
     assert_eq!((&plan["kind"], &plan["reason"]), (&done["kind"], &done["reason"]));
+}
+
+#[test]
+fn a_checkpoint_of_its_own_counts_changes_and_no_backup_touches_it() {
+    let lab = Lab::new();
+    let mut qemu = lab.one_disk();
+    lab.keepmark.backup(&qemu.vm(), &[]);
+    let created = lab.keepmark.ok(&["checkpoint", "create", &qemu.vm(), "--json"]).event("created");
+    let name = created["checkpoint"].as_str().unwrap();
+    qemu.write("vda", 7, 3 * MIB, MIB);
+    for _ in 0..2 {
+        assert_eq!(kind(&lab.keepmark.backup(&qemu.vm(), &[])), "incremental");
+    }
+    let listed = lab.keepmark.ok(&["checkpoint", "list", &qemu.vm(), "--json"]).json();
+    let ours = listed.iter().find(|checkpoint| checkpoint["checkpoint"] == name).unwrap();
+    assert_eq!((listed.len(), &ours["disks"][0]["dirty_bytes"]), (2, &MIB.into()), "{listed:?}");
+    lab.keepmark.ok(&["checkpoint", "delete", &qemu.vm(), name]);
+    assert_eq!(kind(&lab.keepmark.backup(&qemu.vm(), &[])), "incremental");
+    assert_clean(&mut qemu);
 }

@@ -1,0 +1,32 @@
+//! A checkpoint without a backup: a moment from which on changes are counted.
+
+use keepmark_model::choice::DiskChoice;
+use keepmark_model::seam::{Freeze, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result};
+use keepmark_model::{CheckpointName, Failure, FailureClass, StoreId};
+
+use crate::Surroundings;
+
+/// In the place of the store that a checkpoint is for: no backup builds on it, and it goes by age as a lost store's does.
+const NO_STORE: &str = "none";
+
+/// Starts a checkpoint on all disks at one moment.
+///
+/// # Errors
+/// When the VM refuses; then nothing is left.
+pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, monitor: &dyn Monitor) -> Result<(CheckpointName, Moment)> {
+    vm.clean_up()?.iter().for_each(|removed| monitor.note(&format!("left over by an earlier run, removed: {removed}")));
+    let facts = vm.facts()?;
+    let disks = DiskChoice::All.of(&facts).map_err(|error| Failure::new(FailureClass::Usage, error))?;
+    let name = CheckpointName::make((world.now)(), &StoreId::new(NO_STORE), (world.random)());
+    let request = PointRequest {
+        disks: disks.into_iter().map(|disk| PointDisk { name: disk.name.clone(), since: None }).collect(),
+        checkpoint: Some(name.clone()),
+        run: format!("{:08x}", (world.random)()),
+        freeze,
+    };
+    let point = vm.begin(&request)?;
+    let moment = point.moment().clone();
+    moment.findings.iter().for_each(|finding| monitor.finding(finding));
+    point.release()?;
+    Ok((name, moment))
+}
