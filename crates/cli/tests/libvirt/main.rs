@@ -7,6 +7,7 @@
 mod killed;
 mod many;
 mod midway;
+mod migrated;
 mod names;
 mod others;
 mod round_trip;

@@ -94,6 +94,12 @@ impl LibvirtHost {
         self.namespace.command(program)
     }
 
+    /// A domain of another host's, with the same storage, that has moved here.
+    #[must_use]
+    pub fn moved(&self, domain: &Domain<'_>) -> Domain<'_> {
+        Domain::new(self, domain.name(), domain.disks().to_vec())
+    }
+
     /// Runs virsh and gives what it printed; a failure ends the test.
     #[track_caller]
     pub fn virsh(&self, arguments: &[&str]) -> String {
