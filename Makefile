@@ -27,6 +27,7 @@ build: ## build the program: target/release/keepmark
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release -p keepmark --no-default-features -- -D warnings
 
 test: deps build lint ## everything: packages, build, lints, all tests
 	$(CARGO) test --release --workspace --no-fail-fast

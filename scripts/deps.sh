@@ -15,7 +15,8 @@ libvirt_min=11.0~
 plain=(
   ca-certificates gcc libc6-dev make pkg-config git                       # build
   nbdkit libnbd-bin restic virtnbdbackup                                  # other implementations to test against and to compare with
-  busybox-static e2fsprogs kmod                                           # the guest
+  busybox-static e2fsprogs kmod ovmf                                      # the guest
+  swtpm swtpm-tools                                                       # its TPM
   jq python3 util-linux procps socat strace time                          # scripts and tests
 )
 backported_qemu=(qemu-system-x86 qemu-utils)

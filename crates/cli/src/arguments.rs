@@ -13,6 +13,7 @@ Examples:
   keepmark --store /backup/vms backup qmp:/run/web02.qmp
   keepmark --store /backup/vms backup image:/vms/web01.qcow2 --name web01
   keepmark --store /backup/vms list
+  keepmark --store /backup/vms restore web01@latest --define web01 --start
   keepmark --store /backup/vms restore web01@latest --to /restored
 
 A VM is the name or UUID of a libvirt domain (running or shut off), qmp:SOCKET (a running QEMU) or image:[LABEL=]FILE[,[LABEL=]FILE] (powered off).
@@ -74,7 +75,7 @@ pub enum Command {
     Status(status::StatusArguments),
     /// Show what is known of one backup
     Show(show::ShowArguments),
-    /// Get disks of a backup back
+    /// Get disks of a backup back, or the whole VM
     Restore(restore::RestoreArguments),
     /// Check that backups are whole
     Verify(verify::VerifyArguments),

@@ -70,6 +70,13 @@ impl Context {
     }
 }
 
+/// Folders where a `qemu:///session` of this user keeps what belongs to its domains.
+#[cfg(feature = "libvirt")]
+pub fn libvirt_folders() -> keepmark_libvirt::UserFolders {
+    let folder = |variable: &str, below_home: &str| user_folder(variable, below_home).unwrap_or_default();
+    keepmark_libvirt::UserFolders { config: folder("XDG_CONFIG_HOME", ".config"), data: folder("XDG_DATA_HOME", ".local/share") }
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

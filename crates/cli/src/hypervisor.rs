@@ -99,7 +99,8 @@ fn open_domain(context: &Context, domain: &str, name: Option<String>, uuid: Opti
     let defaults = keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir());
     let (uri, watchdog) = (context.global.connect.clone(), Some(watchdog()?));
     let hide_checkpoints = context.config.hide_libvirt_checkpoints.unwrap_or(false);
-    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { uri, watchdog, name, uuid, hide_checkpoints, ..defaults })?)
+    let user = crate::context::libvirt_folders();
+    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { uri, watchdog, name, uuid, hide_checkpoints, user, ..defaults })?)
 }
 
 #[cfg(not(feature = "libvirt"))]

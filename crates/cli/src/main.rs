@@ -4,6 +4,7 @@ mod arguments;
 mod commands;
 mod config;
 mod context;
+mod define;
 mod exit;
 mod fleet;
 mod hypervisor;

@@ -104,13 +104,14 @@ impl Run<'_> {
         let mut point = vm.begin(&self.point_request(checkpoint))?;
         let captured = self.capture_all(point.as_mut(), writer.as_mut())?;
         let moment = point.moment().clone();
-        let mut findings = moment.findings.clone();
+        let mut findings = definition.findings;
+        findings.extend(moment.findings.iter().cloned());
         if let Err(failure) = point.release() {
             findings.push(format!("something could not be removed from the VM; the next run tries again: {}", in_one_line(&failure)));
         }
         findings.iter().for_each(|finding| self.monitor.finding(finding));
         let manifest = self.manifest(time, checkpoint, &moment, captured, findings);
-        self.publish(writer, manifest, &definition)
+        self.publish(writer, manifest, &definition.files)
     }
 
     /// Never before the newest backup: a clock that was set back must not change the order of the sequence.

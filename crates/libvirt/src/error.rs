@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use keepmark_model::{Failure, FailureClass};
 
 use crate::api::{Fault, Kind};
+use crate::define::Problem;
 
 /// What this crate's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -162,6 +163,9 @@ pub enum Error {
         /// How long was waited.
         seconds: u64,
     },
+    /// A domain cannot be defined from a backup.
+    #[error(transparent)]
+    Define(#[from] Problem),
     /// Reading, folders and locks: what all drivers share.
     #[error(transparent)]
     Qemu(#[from] keepmark_qemu::Error),
@@ -191,6 +195,7 @@ pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnc
 impl Error {
     fn class(&self) -> FailureClass {
         match self {
+            Self::Define(problem) => problem.class(),
             Self::Unreachable { .. } | Self::NoDomain { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::Refused { is_lock: true, .. } => FailureClass::Locked,
             Self::NoDisk { .. } | Self::Identity { .. } | Self::Elsewhere { .. } => FailureClass::Usage,
@@ -213,6 +218,7 @@ impl Error {
     #[expect(clippy::wildcard_enum_match_arm, reason = "most failures say all there is to say")]
     fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Define(problem) => return problem.hint(),
             Self::Unreachable { is_denied: true, .. } => "run as root, or as a member of the group libvirt".into(),
             Self::Unreachable { .. } => {
                 "is libvirtd (or virtqemud) running? `--connect URI` or LIBVIRT_DEFAULT_URI names another one (qemu:///system, \

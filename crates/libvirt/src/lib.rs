@@ -1,19 +1,23 @@
 //! VMs that libvirt owns: domains, their disks, checkpoints and pull backups by libvirt's own calls; shut-off ones through qemu-storage-daemon.
 //!
 //! Reading order: [`open`] finds the domain and chooses the driver; `running` is one with a QEMU, `shut_off` one without; `point` is
-//! a pull backup; `checkpoints` heals what libvirt and QEMU disagree about; `xml` reads and writes; `api` is the C library made safe.
+//! a pull backup; `checkpoints` heals what libvirt and QEMU disagree about; `saved` is what a backup has beside
+//! the disks, [`define`] brings a domain back from it; `xml` reads and writes; `api` is the C library made safe.
 
 mod api;
 mod checkpoints;
+pub mod define;
 mod disks;
 mod error;
-mod firmware;
+mod folders;
 mod freeze;
 mod link;
 mod monitor;
 mod point;
 mod running;
+mod saved;
 mod shut_off;
+mod tpm;
 pub mod watchdog;
 mod watched;
 pub mod xml;
@@ -25,6 +29,7 @@ use keepmark_qemu::WatchdogCommand;
 
 use api::{Connect, DomainState};
 pub use error::{Error, Result};
+pub use folders::UserFolders;
 use link::Link;
 
 /// How to reach a domain.
@@ -47,6 +52,8 @@ pub struct Options {
     /// Whether libvirt is to know our checkpoints only while we work: some programs work on no domain that has one of somebody
     /// else's. The bitmaps stay, and libvirt is told of them again when they are needed.
     pub hide_checkpoints: bool,
+    /// The user's folders, where a `qemu:///session` keeps the state of TPMs.
+    pub user: UserFolders,
 }
 
 impl Options {
@@ -62,6 +69,7 @@ impl Options {
             name: None,
             uuid: None,
             hide_checkpoints: false,
+            user: UserFolders::default(),
         }
     }
 }

@@ -44,6 +44,11 @@ impl Link {
         &self.name
     }
 
+    /// The connection, for what is no domain.
+    pub(crate) fn connect(&self) -> &Connect {
+        &self.connect
+    }
+
     /// libvirtd's version.
     pub(crate) fn version(&self) -> Result<api::Version> {
         Ok(self.connect.version()?)
@@ -100,7 +105,7 @@ impl Link {
 }
 
 // Disks are read over a unix socket, and scratch images are files: all of it must be on this host.
-fn is_local_qemu(uri: &str) -> bool {
+pub(crate) fn is_local_qemu(uri: &str) -> bool {
     uri.split_once("://").is_some_and(|(scheme, rest)| matches!(scheme, "qemu" | "qemu+unix") && rest.starts_with('/'))
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keepmark_model::facts::{DiskFacts, Persistence, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
 use keepmark_model::names::TEMPORARY_PREFIX;
-use keepmark_model::seam::{self, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest, SavedFile};
+use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest};
 use keepmark_model::trust::recorded;
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use keepmark_qemu::exported::Exported;
@@ -23,7 +23,7 @@ use crate::point::{Point, end_backup};
 use crate::shut_off::ShutOff;
 use crate::xml::backup::{self, BackupDisk, Export};
 use crate::xml::{DomainXml, checkpoint};
-use crate::{Options, checkpoints, disks, firmware, monitor};
+use crate::{Options, checkpoints, disks, monitor, saved};
 
 // Until then QEMU aborts, and the guest with it, when an NBD client leaves an export whose disk is in an iothread.
 const IOTHREADS_SAFE: Version = Version { major: 9, minor: 0, micro: 0 };
@@ -311,8 +311,8 @@ impl Hypervisor for Running {
         self.remove(names)
     }
 
-    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
-        Ok(firmware::saved(&mut self.link, true)?)
+    fn definition(&mut self) -> seam::Result<Definition> {
+        Ok(saved::definition(&mut self.link, true, &self.options.user)?)
     }
 
     fn close(mut self: Box<Self>) -> seam::Result<()> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use keepmark_model::facts::{SkippedDisk, VmFacts};
 use keepmark_model::manifest::Consistency;
-use keepmark_model::seam::{self, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
+use keepmark_model::seam::{self, Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::{CheckpointName, DiskName};
 use keepmark_qemu::{Offline, OfflineOptions};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::running::identify;
 use crate::xml::{DiskXml, DomainXml, Source};
-use crate::{Options, checkpoints, firmware};
+use crate::{Options, UserFolders, checkpoints, saved};
 
 /// A shut-off domain.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub(crate) struct ShutOff {
     offline: Box<Offline>,
     skipped: Vec<SkippedDisk>,
     agent: bool,
+    user: UserFolders,
     // Whether a checkpoint was begun, which libvirt does not know yet.
     began: bool,
     hide_checkpoints: bool,
@@ -31,7 +32,7 @@ impl ShutOff {
     pub(crate) fn open(mut link: Link, options: Options) -> Result<Self> {
         let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
         let identity = identify(&link, &options)?;
-        let hide_checkpoints = options.hide_checkpoints;
+        let (user, hide_checkpoints) = (options.user.clone(), options.hide_checkpoints);
         let mut skipped = Vec::new();
         let mut images = Vec::new();
         let mut formats = Vec::new();
@@ -47,7 +48,7 @@ impl ShutOff {
         let defaults = OfflineOptions::new(images, options.run_dir);
         let options = OfflineOptions { name: Some(identity.name), uuid: identity.uuid, formats, ..defaults };
         let offline = Box::new(Offline::open(options)?);
-        Ok(Self { link, offline, skipped, agent: xml.agent, began: false, hide_checkpoints })
+        Ok(Self { link, offline, skipped, agent: xml.agent, user, began: false, hide_checkpoints })
     }
 
     fn heal(&mut self) -> seam::Result<Vec<String>> {
@@ -136,10 +137,10 @@ impl Hypervisor for ShutOff {
         self.remove(names)
     }
 
-    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
-        let mut files = self.offline.definition()?;
-        files.extend(firmware::saved(&mut self.link, false)?);
-        Ok(files)
+    fn definition(&mut self) -> seam::Result<Definition> {
+        let mut definition = saved::definition(&mut self.link, false, &self.user)?;
+        definition.files.extend(self.offline.definition()?.files);
+        Ok(definition)
     }
 
     fn close(mut self: Box<Self>) -> seam::Result<()> {

@@ -232,7 +232,7 @@ fn what_a_domain_boots_with_is_saved() {
     let graphics = "<graphics type='vnc' port='-1' listen='127.0.0.1' passwd='secret'/><video><model type='none'/></video>";
     stage.host.domain("vm").disk(stage.disk("vda")).os(&os).device(graphics).define();
     let mut vm = stage.open();
-    let files = vm.definition().unwrap();
+    let files = vm.definition().unwrap().files;
     let content = |name: &str| files.iter().find(|file| file.name == name).map(|file| String::from_utf8_lossy(&file.content).into_owned());
     assert_eq!(content("kernel").as_deref(), Some("a kernel"));
     // Without it the display would come back open to everybody.

@@ -51,13 +51,28 @@ pub trait Hypervisor {
     ///
     /// # Errors
     /// When the hypervisor does not tell.
-    fn definition(&mut self) -> Result<Vec<SavedFile>>;
+    fn definition(&mut self) -> Result<Definition>;
 
     /// Ends the connection; for powered-off images: closes them, which is when their new bitmaps become durable.
     ///
     /// # Errors
     /// When closing fails: the new bitmaps may then be absent, which the next run sees.
     fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// What brings a VM back besides its disks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Definition {
+    /// Small files.
+    pub files: Vec<SavedFile>,
+    /// What could not be saved and is needed, in words.
+    pub findings: Vec<String>,
+}
+
+impl From<Vec<SavedFile>> for Definition {
+    fn from(files: Vec<SavedFile>) -> Self {
+        Self { files, findings: Vec::new() }
+    }
 }
 
 /// A small file that is saved beside the disks.
@@ -284,6 +299,9 @@ pub struct DiskStored {
 pub trait BackupReader: Send + Sync {
     /// Its manifest.
     fn manifest(&self) -> &Manifest;
+
+    /// Names of the small files that were saved beside the disks, the manifest among them.
+    fn files(&self) -> Vec<String>;
 
     /// A small file that was saved beside the disks.
     ///

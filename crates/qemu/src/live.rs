@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
-use keepmark_model::seam::{self, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
+use keepmark_model::seam::{self, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
@@ -335,8 +335,8 @@ impl Hypervisor for Live {
         Ok(bitmaps::remove(&mut self.qmp, &survey.nodes, names)?)
     }
 
-    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
-        Ok(vec![definition::of_live(&mut self.qmp, &self.peer, &self.identity)?])
+    fn definition(&mut self) -> seam::Result<Definition> {
+        Ok(vec![definition::of_live(&mut self.qmp, &self.peer, &self.identity)?].into())
     }
 
     fn close(self: Box<Self>) -> seam::Result<()> {

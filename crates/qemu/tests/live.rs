@@ -187,7 +187,7 @@ fn hundreds_of_foreign_bitmaps_do_not_matter_and_stay() {
 fn the_definition_names_devices_and_command_line() {
     let place = Place::new();
     let qemu = vm(&place);
-    let files = place.live(&qemu).definition().unwrap();
+    let files = place.live(&qemu).definition().unwrap().files;
     let document: serde_json::Value = serde_json::from_slice(&files[0].content).unwrap();
     assert_eq!(files[0].name, "vm.json");
     assert!(document["command_line"].as_array().unwrap().iter().any(|word| word == "-nodefaults"));

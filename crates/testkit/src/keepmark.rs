@@ -1,5 +1,6 @@
 //! The built program, run as a user runs it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::process::{Owned, output};
-use crate::{OrFail, fail};
+use crate::{LibvirtHost, OrFail, fail};
 
 /// How the program is called: a store, a password, folders of its own.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Keepmark {
     store: PathBuf,
     password: String,
     environment: Vec<(String, String)>,
+    /// A command that runs the program, with the program's path as its last word; empty runs it directly.
+    wrapper: Vec<OsString>,
 }
 
 /// What a finished call gave.
@@ -37,7 +40,8 @@ impl Keepmark {
     #[track_caller]
     pub fn new(folder: &Path) -> Self {
         let password = "password".to_owned();
-        let new = Self { binary: binary(), folder: folder.to_owned(), store: folder.join("store"), password, environment: Vec::new() };
+        let (environment, wrapper) = (Vec::new(), Vec::new());
+        let new = Self { binary: binary(), folder: folder.to_owned(), store: folder.join("store"), password, environment, wrapper };
         new.configure("");
         new
     }
@@ -71,10 +75,27 @@ impl Keepmark {
         self
     }
 
+    /// Runs it on a libvirt host, where `/var/lib/libvirt` and so on are the host's own. Such a call must not be killed: what is killed
+    /// would be the wrapper.
+    #[must_use]
+    pub fn within(self, host: &LibvirtHost) -> Self {
+        let command = host.command(&self.binary.to_string_lossy());
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let wrapper: Vec<OsString> = words.map(OsString::from).collect();
+        Self { wrapper, ..self }
+    }
+
     /// The call as a command, without any variable or file of the user who runs the tests.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.wrapper.split_first() {
+            None => Command::new(&self.binary),
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words);
+                command
+            }
+        };
         command.env_clear().env("HOME", self.home()).env("KEEPMARK_PASSWORD", &self.password).env("KEEPMARK_STORE", &self.store);
         for name in ["PATH", "LANG", "TMPDIR"] {
             if let Some(value) = std::env::var_os(name) {

@@ -1,26 +1,33 @@
-//! `keepmark restore BACKUP --to DIR`: disks of a backup as files or onto a device.
+//! `keepmark restore BACKUP`: disks of a backup as files or onto a device, or the whole VM as a domain of libvirt's.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use keepmark_engine::restore::{Format, RestoreJob, restore};
-use keepmark_model::seam::Store;
-use keepmark_model::{DiskName, Failure};
-use serde_json::json;
+use keepmark_engine::restore::{Format, RestoreJob, RestoredDisk, restore};
+use keepmark_model::seam::{BackupReader, Store};
+use keepmark_model::{DiskName, Failure, FailureClass};
+use serde_json::{Value, json};
 
 use crate::context::{self, Context};
 use crate::exit::Outcome;
-use crate::{output, store, text};
+use crate::{define, output, store, text};
 
 const EXAMPLES: &str = "\
 Examples:
+  keepmark restore web01@latest --define web01 --start           the whole VM, back under its name, and running
+  keepmark restore web01@latest --define web01-test --network default=isolated   a copy beside it, with an identity of its own
   keepmark restore web01@latest --to /restored                   every disk, as /restored/<disk>.raw
   keepmark restore 3f9a1c0d --to /restored --format qcow2 --disk vda
   keepmark restore web01@-1 --disk vda --to /dev/vg0/web01 --force   onto a block device
 
-Every byte is verified while it is written; a file gets its name only when it is complete.";
+Every byte is verified while it is written; a file gets its name only when it is complete.
 
-/// Get disks of a backup back, as new files or onto a block device.
+--define makes a domain of libvirt's (--connect) out of the backup of one: disks, firmware and its variables, TPM state, definition. Its files
+go to --to, else to /var/lib/libvirt/images/NAME (qemu:///session: ~/.local/share/libvirt/images/NAME). UUID and MAC addresses are kept where
+the name stays and the UUID is free, else they are new. What cannot work (name taken, network missing) is refused before anything is written;
+the domain is defined last, when all of its disks are complete.";
+
+/// Get disks of a backup back, as new files or onto a block device, or the whole VM.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RestoreArguments {
@@ -28,11 +35,20 @@ pub struct RestoreArguments {
     #[arg(value_name = "BACKUP")]
     pub backup: String,
     /// A folder (made if it is not there); with one --disk also a block device or an existing file
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
-    /// Format of the new images
-    #[arg(long, value_enum, default_value_t = FormatArgument::Raw)]
-    pub format: FormatArgument,
+    #[arg(long, value_name = "DIR", required_unless_present = "define")]
+    pub to: Option<PathBuf>,
+    /// Define the VM in libvirt under this name, with all its disks
+    #[arg(long, value_name = "NAME", conflicts_with = "disks")]
+    pub define: Option<String>,
+    /// Start it when it is defined
+    #[arg(long, requires = "define")]
+    pub start: bool,
+    /// Connect to network or bridge NEW what was connected to OLD (may be given several times)
+    #[arg(long = "network", value_name = "OLD=NEW", value_parser = mapping, requires = "define")]
+    pub networks: Vec<(String, String)>,
+    /// Format of the new images [default: raw; with --define as they were, qcow2 or raw]
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArgument>,
     /// Only this disk (may be given several times)
     #[arg(long = "disk", value_name = "NAME", value_parser = DiskName::new)]
     pub disks: Vec<DiskName>,
@@ -50,35 +66,108 @@ pub enum FormatArgument {
     Qcow2,
 }
 
+impl From<FormatArgument> for Format {
+    fn from(argument: FormatArgument) -> Self {
+        match argument {
+            FormatArgument::Raw => Self::Raw,
+            FormatArgument::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+fn mapping(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(old, new)| !old.is_empty() && !new.is_empty());
+    pair.map(|(old, new)| (old.to_owned(), new.to_owned())).ok_or_else(|| format!("{text:?} is not OLD=NEW"))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("--network names {name:?} twice")]
+struct NamedTwice {
+    name: String,
+}
+
+/// What was restored: its disks, and the domain where one was defined.
+pub struct Restored {
+    /// The disks.
+    pub disks: Vec<RestoredDisk>,
+    /// The domain.
+    pub domain: Option<RestoredDomain>,
+}
+
+/// A domain that was defined.
+#[derive(serde::Serialize)]
+pub struct RestoredDomain {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// Whether it was started.
+    pub started: bool,
+}
+
 /// Runs it.
 pub fn run(context: &Context, arguments: &RestoreArguments) -> Result<Outcome, Failure> {
-    let format = match arguments.format {
-        FormatArgument::Raw => Format::Raw,
-        FormatArgument::Qcow2 => Format::Qcow2,
-    };
+    let networks = arguments.networks.iter().cloned().collect::<std::collections::BTreeMap<_, _>>();
+    if let Some((name, _)) = arguments.networks.iter().find(|(old, new)| networks.get(old) != Some(new)) {
+        return Err(Failure::new(FailureClass::Usage, NamedTwice { name: name.clone() }));
+    }
     let store = store::open(context)?;
     let chosen = store::select(context, &store, &arguments.backup)?;
     let reader = store.open(&chosen.id)?;
-    let job =
-        RestoreJob { to: arguments.to.clone(), format, disks: arguments.disks.clone(), force: arguments.force, run_dir: context.run_dir() };
     let started = (context::world().elapsed)();
-    let restored = restore(reader.as_ref(), &job, &context.screen)?;
+    let restored = match &arguments.define {
+        Some(name) => define::run(context, arguments, name, networks, reader.as_ref())?,
+        None => Restored { disks: disks(context, arguments, reader.as_ref())?, domain: None },
+    };
     let took = (context::world().elapsed)().saturating_sub(started);
     if context.global.json {
-        output::json(
-            &json!({"event": "finished", "backup": chosen.id, "vm": chosen.manifest.vm.name, "duration_ms": took.as_millis(), "disks": restored}),
-        )?;
+        let mut event = json!({"event": "finished", "backup": chosen.id, "vm": chosen.manifest.vm.name, "duration_ms": took.as_millis(),
+            "disks": restored.disks});
+        if let Some(domain) = &restored.domain {
+            event["domain"] = serde_json::to_value(domain).unwrap_or(Value::Null);
+        }
+        output::json(&event)?;
     } else {
-        let line = |disk: &keepmark_engine::restore::RestoredDisk| {
-            format!(
-                "restored {} ({}, {} of data) to {}\n",
-                disk.name,
-                text::size(disk.size),
-                text::size(disk.data_bytes),
-                disk.path.display()
-            )
-        };
-        output::text(&restored.iter().map(line).collect::<String>())?;
+        output::text(&human(&restored))?;
     }
     Ok(context.screen.outcome())
+}
+
+fn disks(context: &Context, arguments: &RestoreArguments, backup: &dyn BackupReader) -> Result<Vec<RestoredDisk>, Failure> {
+    let job = RestoreJob {
+        to: arguments.to.clone().unwrap_or_default(),
+        format: Some(arguments.format.map_or(Format::Raw, Format::from)),
+        disks: arguments.disks.clone(),
+        force: arguments.force,
+        run_dir: context.run_dir(),
+    };
+    restore(backup, &job, &context.screen)
+}
+
+fn human(restored: &Restored) -> String {
+    let line = |disk: &RestoredDisk| {
+        let (size, data) = (text::size(disk.size), text::size(disk.data_bytes));
+        format!("restored {} ({size}, {data} of data) to {}\n", disk.name, disk.path.display())
+    };
+    let mut lines: String = restored.disks.iter().map(line).collect();
+    if let Some(RestoredDomain { name, uuid, started }) = &restored.domain {
+        lines.push_str(&format!("defined {name} ({uuid}){}\n", if *started { " and started it" } else { "" }));
+        if !started {
+            lines.push_str(&format!("start it with: virsh start {name}\n"));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mapping;
+
+    #[test]
+    fn a_mapping_has_two_names() {
+        assert_eq!(mapping("default=br0"), Ok(("default".into(), "br0".into())));
+        for text in ["", "default", "=br0", "default="] {
+            assert!(mapping(text).is_err(), "{text}");
+        }
+    }
 }

@@ -44,14 +44,31 @@ impl Format {
 pub struct RestoreJob {
     /// A folder (made if it is not there), or with one disk a block device or an existing file.
     pub to: PathBuf,
-    /// Format of new images.
-    pub format: Format,
+    /// Format of new images; without, qcow2 where the image that was backed up was qcow2, else raw.
+    pub format: Option<Format>,
     /// Which disks; empty means all.
     pub disks: Vec<DiskName>,
     /// Whether what is there may be overwritten.
     pub force: bool,
     /// Folder for sockets.
     pub run_dir: PathBuf,
+}
+
+impl RestoreJob {
+    fn format_of(&self, disk: &ManifestDisk) -> Format {
+        let as_it_was = if disk.format == Format::Qcow2.word() { Format::Qcow2 } else { Format::Raw };
+        self.format.unwrap_or(as_it_was)
+    }
+
+    fn place_of(&self, disk: &ManifestDisk) -> PathBuf {
+        self.to.join(format!("{}.{}", disk.name, self.format_of(disk).word()))
+    }
+
+    /// Where all disks of a backup will be in the folder, and in which format.
+    #[must_use]
+    pub fn images(&self, manifest: &Manifest) -> Vec<(DiskName, PathBuf, Format)> {
+        manifest.disks.iter().map(|disk| (disk.name.clone(), self.place_of(disk), self.format_of(disk))).collect()
+    }
 }
 
 /// One restored disk.
@@ -90,7 +107,7 @@ fn places(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<PathBuf>> {
         return single_place(disks, job);
     }
     std::fs::create_dir_all(&job.to).map_err(|source| Error::Io { doing: "create", path: job.to.clone(), source })?;
-    let places: Vec<PathBuf> = disks.iter().map(|disk| job.to.join(format!("{}.{}", disk.name, job.format.word()))).collect();
+    let places: Vec<PathBuf> = disks.iter().map(|disk| job.place_of(disk)).collect();
     match places.iter().find(|place| place.symlink_metadata().is_ok()) {
         Some(taken) if !job.force => Err(Error::TargetExists { path: taken.clone() }.into()),
         _ => Ok(places),
@@ -105,7 +122,7 @@ fn single_place(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<PathBuf
     if !job.force {
         return Err(Error::TargetExists { path: job.to.clone() }.into());
     }
-    if device::is_block_device(&job.to) && job.format != Format::Raw {
+    if device::is_block_device(&job.to) && job.format.is_some_and(|format| format != Format::Raw) {
         return refuse("a block device takes the raw format only");
     }
     Ok(vec![job.to.clone()])
@@ -149,7 +166,7 @@ fn open_target(place: &Path, disk: &ManifestDisk, job: &RestoreJob) -> Result<Bo
     if device::is_block_device(place) {
         return Ok(Box::new(device::Device::open(place, disk.size)?));
     }
-    match job.format {
+    match job.format_of(disk) {
         Format::Raw => Ok(Box::new(file::RawFile::create(place, disk.size)?)),
         Format::Qcow2 => Ok(Box::new(image::Qcow2Image::create(place, disk.size, &job.run_dir)?)),
     }

@@ -67,6 +67,10 @@ fn initialise() {
 }
 
 impl Connect {
+    pub(super) fn raw(&self) -> virt_sys::virConnectPtr {
+        self.raw
+    }
+
     /// Connects; without a URI libvirt's own default is taken (`LIBVIRT_DEFAULT_URI`, its configuration, what it finds).
     ///
     /// A daemon that takes the connection and then says nothing is given up after a while, and the thread that waits for it left.

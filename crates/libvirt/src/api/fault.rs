@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     Invalid,
     /// The guest agent does not answer.
     AgentMute,
+    /// This libvirt has no such thing.
+    NoSupport,
     /// Anything else.
     Other,
 }
@@ -81,6 +83,7 @@ fn kind(code: i32, domain: i32, message: &str) -> Kind {
         virt_sys::VIR_ERR_OPERATION_TIMEOUT => Kind::Timeout,
         virt_sys::VIR_ERR_OPERATION_INVALID => Kind::Invalid,
         virt_sys::VIR_ERR_AGENT_UNRESPONSIVE => Kind::AgentMute,
+        virt_sys::VIR_ERR_NO_SUPPORT => Kind::NoSupport,
         virt_sys::VIR_ERR_AUTH_FAILED
         | virt_sys::VIR_ERR_AUTH_CANCELLED
         | virt_sys::VIR_ERR_AUTH_UNAVAILABLE

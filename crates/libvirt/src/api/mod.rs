@@ -6,6 +6,7 @@ mod checkpoint;
 mod connect;
 mod domain;
 mod fault;
+mod related;
 
 pub(crate) use checkpoint::{Checkpoint, Redefine};
 pub(crate) use connect::{Connect, Version};

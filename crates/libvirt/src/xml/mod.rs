@@ -3,6 +3,7 @@
 pub(crate) mod backup;
 pub(crate) mod checkpoint;
 pub(crate) mod domain;
-mod write;
+pub(crate) mod references;
+pub(crate) mod write;
 
 pub use domain::{DiskXml, DomainXml, Firmware, Source};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use keepmark_model::facts::{Power, VmFacts};
 use keepmark_model::manifest::Consistency;
-use keepmark_model::seam::{self, FrozenPoint, Hypervisor, Moment, PointRequest, SavedFile};
+use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
@@ -229,9 +229,9 @@ impl Hypervisor for Offline {
         Ok(bitmaps::remove(&mut self.daemon(true)?.qmp, &nodes, names)?)
     }
 
-    fn definition(&mut self) -> seam::Result<Vec<SavedFile>> {
+    fn definition(&mut self) -> seam::Result<Definition> {
         let images = self.images.iter().map(|image| json!({ "disk": image.name, "chain": image.chain.reply })).collect();
-        Ok(vec![definition::of_images(&Value::Array(images), &self.identity)])
+        Ok(vec![definition::of_images(&Value::Array(images), &self.identity)].into())
     }
 
     fn close(mut self: Box<Self>) -> seam::Result<()> {

@@ -294,6 +294,10 @@ impl seam::BackupReader for BackupReader<'_> {
         &self.backup.manifest
     }
 
+    fn files(&self) -> Vec<String> {
+        self.backup.nodes.iter().filter(|node| node.subtree.is_none()).map(|node| node.name.clone()).collect()
+    }
+
     fn file(&self, name: &str) -> seam::Result<Vec<u8>> {
         Ok(self.read_file(name)?)
     }

@@ -17,6 +17,8 @@
 #   fstrim DISK            discards what the mounted file system does not use
 #   sums DISK              prints a checksum of every file there outside of writer/
 #   stop_writer            ends the writer after its present write
+#   variable NAME [TEXT]   prints a variable of UEFI's, after setting it where a text is given
+#   tpm HEX                sends a command to the TPM and prints its answer, in hexadecimal digits
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -79,6 +81,22 @@ writer() { # DISK RATE
   rm /run/writing
 }
 
+variable() { # NAME [TEXT]
+  file=/sys/firmware/efi/efivars/$1-9d2c8b41-6f0e-4a37-8c55-1b7e3f60a2d4
+  # Kept without power, and seen by the firmware and by the system. One write sets it.
+  [ -z "$2" ] || printf '\7\0\0\0%s' "$2" >"$file"
+  tail -c +5 "$file"
+  echo
+}
+
+tpm() { # HEX
+  exec 3<>/dev/tpm0
+  printf "$(echo "$1" | sed 's/../\\x&/g')" >&3
+  dd bs=4096 count=1 <&3 2>/dev/null | xxd -p | tr -d '\n'
+  echo
+  exec 3>&-
+}
+
 beat() {
   n=0
   while :; do
@@ -115,7 +133,11 @@ run() { # ID COMMAND...
   echo "KM-DONE $id $code"
 }
 
-while read -r module; do insmod "/modules/$module"; done </modules/order
+while read -r module; do
+  case $module in efivarfs.*) [ -d /sys/firmware/efi ] || continue ;; esac
+  insmod "/modules/$module"
+done </modules/order
+[ ! -d /sys/firmware/efi ] || mount -t efivarfs efivarfs /sys/firmware/efi/efivars
 # Controllers find their disks in the background.
 for disk in $(argument km.mount | tr , ' '); do
   for try in $(seq 50); do

@@ -18,7 +18,7 @@ use crate::{OrFail, fail};
 
 const INIT: &str = include_str!("init.sh");
 const BUSYBOX: &str = "/bin/busybox";
-const MODULES: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "ext4"];
+const MODULES: [&str; 7] = ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "ext4", "efivarfs"];
 
 /// What QEMU boots. See `guest/init.sh` for what it does and obeys.
 #[derive(Clone, Debug)]

@@ -216,8 +216,7 @@ impl<'h> Domain<'h> {
     #[must_use]
     #[track_caller]
     pub fn serial(&self) -> Serial {
-        let folder = self.host.dir().join("domains").join(&self.name);
-        Serial::on_socket(folder.join("serial"), &folder.join("serial.sock"))
+        self.host.serial(&self.name)
     }
 
     /// The console, after the guest has booted and mounted what it was told to.

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::namespace::Namespace;
 use super::{Domain, DomainBuilder, Strike};
 use crate::process::{output, run, wait_for};
-use crate::{OrFail, fail};
+use crate::{OrFail, Serial, fail};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -143,6 +143,14 @@ impl LibvirtHost {
     #[must_use]
     pub fn defined(&self, name: &str) -> Domain<'_> {
         Domain::new(self, name, Vec::new())
+    }
+
+    /// The serial console of a running domain whose definition was made by [`DomainBuilder`] for a domain `name`. One at a time.
+    #[must_use]
+    #[track_caller]
+    pub fn serial(&self, name: &str) -> Serial {
+        let folder = self.dir.join("domains").join(name);
+        Serial::on_socket(folder.join("serial"), &folder.join("serial.sock"))
     }
 
     /// libvirtd's process id, to trace or signal it; none while it does not run.

@@ -13,6 +13,12 @@ mount --bind "$1/etc" /etc/libvirt
 for name in lib cache log; do
   mount --bind "$1/$name" "/var/$name/libvirt"
 done
+# The certificate authority of emulated TPMs, of their user.
+if [ -d /var/lib/swtpm-localca ]; then
+  mkdir -p "$1/swtpm-localca"
+  chown --reference /var/lib/swtpm-localca "$1/swtpm-localca"
+  mount --bind "$1/swtpm-localca" /var/lib/swtpm-localca
+fi
 : >"$1/ready"
 # The test holds the other end of this pipe. Not `exec`: a shell that waits also reaps the orphans that a first process inherits.
 cat >/dev/null

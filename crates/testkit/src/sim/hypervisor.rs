@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keepmark_model::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
-use keepmark_model::seam::{FrozenDisk, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest, Recycler, Result, SavedFile};
+use keepmark_model::seam::{Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest, Recycler, Result};
 use keepmark_model::{CheckpointName, DiskName, Extent, Extents, Failure, FailureClass, Size, VmIdentity};
 
 use super::image::{ATOM, Bitmap, Format, Layer, Mask, SimDisk, mask};
@@ -181,8 +181,8 @@ impl Hypervisor for SimVm {
         machine.remove(names)
     }
 
-    fn definition(&mut self) -> Result<Vec<SavedFile>> {
-        Ok(Vec::new())
+    fn definition(&mut self) -> Result<Definition> {
+        Ok(Definition::default())
     }
 
     fn close(self: Box<Self>) -> Result<()> {

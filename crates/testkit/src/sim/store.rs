@@ -253,6 +253,10 @@ impl BackupReader for Reader<'_> {
         &self.published.backup.manifest
     }
 
+    fn files(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn file(&self, name: &str) -> Result<Vec<u8>> {
         Err(failed(format!("the backup has no file {name}")))
     }

@@ -1,0 +1,90 @@
+//! A definition rewritten for this host: restored disks, a free identity, networks that exist. Pure.
+
+use std::collections::BTreeSet;
+
+use super::facts::{Facts, Placed, Remarks, Rewritten, Wish};
+use super::problem::Problem;
+use super::tree::Element;
+use super::{boot, devices, disks, identity, interfaces, tpm};
+use crate::error::Result;
+
+/// Fresh random bits at every call.
+pub(crate) type Random<'a> = &'a mut dyn FnMut() -> u32;
+
+/// What all parts of the rewriting share.
+pub(crate) struct Work<'a> {
+    pub(crate) facts: &'a Facts,
+    pub(crate) wish: &'a Wish,
+    /// Whether the domain stays the same one: its name, UUID and MAC addresses.
+    pub(crate) stays: bool,
+    /// The domain's UUID here.
+    pub(crate) uuid: String,
+    pub(crate) files: Vec<Placed>,
+    pub(crate) remarks: Remarks,
+}
+
+impl Work<'_> {
+    /// Whether a path of the definition is on this host.
+    pub(crate) fn is_here(&self, path: &str) -> bool {
+        self.facts.present.contains(path)
+    }
+
+    /// Has a file of the backup put into the domain's folder; none if the backup does not have it.
+    pub(crate) fn place(&mut self, saved: &str, name: &str) -> Option<String> {
+        self.wish.saved.contains(saved).then(|| {
+            let path = self.wish.folder.join(name);
+            self.files.push(Placed { saved: saved.to_owned(), path: path.clone() });
+            path.to_string_lossy().into_owned()
+        })
+    }
+}
+
+/// Rewrites a definition.
+///
+/// # Errors
+/// When it is no definition, its name is taken, or a network is missing.
+pub(crate) fn rewrite(definition: &str, facts: &Facts, wish: &Wish, random: Random<'_>) -> Result<Rewritten> {
+    let mut domain = Element::parse(definition)?;
+    if facts.names.contains(&wish.name) {
+        return Err(Problem::NameTaken { name: wish.name.clone() }.into());
+    }
+    let mut work = Work { facts, wish, stays: false, uuid: String::new(), files: Vec::new(), remarks: Remarks::default() };
+    identity::rewrite(&mut domain, &mut work, random)?;
+    boot::rewrite(&mut domain, &mut work);
+    interfaces::rewrite(&mut domain, &mut work, random)?;
+    domain.edit("devices", |devices| {
+        disks::rewrite(devices, &mut work);
+        tpm::rewrite(devices, &mut work);
+        devices::rewrite(devices, &mut work);
+    });
+    secrets(&domain, &mut work);
+    Ok(Rewritten { uuid: work.uuid, xml: domain.write(), files: work.files, remarks: work.remarks.0 })
+}
+
+// What the definition still refers to, after disks that were encrypted have become plain.
+fn secrets(domain: &Element, work: &mut Work<'_>) {
+    let missing: BTreeSet<String> = secrets_of(domain).into_iter().filter(|secret| !work.facts.secrets.contains(secret)).collect();
+    for secret in missing {
+        let file = format!("secret-{secret}.xml");
+        let how = match work.place(&file, &file) {
+            Some(path) => format!(": `virsh secret-define {path}`, then `virsh secret-set-value`"),
+            None => String::new(),
+        };
+        work.remarks.finding(format!("secret {secret} is not on this host; the VM does not start before it is{how}"));
+    }
+}
+
+/// UUIDs, or usages, of the secrets that a definition refers to.
+pub(crate) fn secrets_of(domain: &Element) -> Vec<String> {
+    let mut found = Vec::new();
+    domain.visit(&mut |element| {
+        let named = match element.name() {
+            "secret" => element.get("uuid").or_else(|| element.get("usage")),
+            // An emulated TPM's.
+            "encryption" => element.get("secret"),
+            _ => None,
+        };
+        found.extend(named.map(str::to_owned));
+    });
+    found
+}
