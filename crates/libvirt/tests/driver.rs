@@ -242,6 +242,40 @@ fn what_a_domain_boots_with_is_saved() {
 }
 
 #[test]
+fn what_a_domain_refers_to_is_saved_but_no_secret() {
+    let stage = Stage::new();
+    let file = |name: &str, xml: &str| {
+        let path = stage.path(name);
+        std::fs::write(&path, xml).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let uuid = "0f8b9d0c-6f4b-4a0e-9d42-5a1c0b7e3d21";
+    let secret = format!("<secret ephemeral='no' private='no'><uuid>{uuid}</uuid><description>of a test</description></secret>");
+    stage.host.virsh(&["secret-define", &file("secret.xml", &secret)]);
+    stage.host.virsh(&["secret-set-value", uuid, "--plain", "--file", &file("value", "opensesame")]);
+    let network = "<network><name>lan</name><forward mode='bridge'/><bridge name='br-lan'/></network>";
+    stage.host.virsh(&["net-define", &file("network.xml", network)]);
+    let devices = format!(
+        "<interface type='network'><source network='lan'/></interface><interface type='network'><source network='gone'/></interface>\
+         <tpm model='tpm-crb'><backend type='emulator' version='2.0'><encryption secret='{uuid}'/></backend></tpm>"
+    );
+    stage.host.domain("vm").disk(stage.disk("vda")).device(&devices).define();
+    let mut vm = stage.open();
+    let saved = vm.definition().unwrap();
+    vm.close().unwrap();
+    // It never ran: its TPM has no state yet, and that is no finding.
+    assert_eq!(saved.findings, [""; 0]);
+    let files: Vec<_> = saved.files.iter().map(|file| (file.name.as_str(), String::from_utf8_lossy(&file.content))).collect();
+    let of = |name: &str| files.iter().find(|(one, _)| *one == name).map(|(_, text)| text.as_ref());
+    assert!(of("network-lan.xml").unwrap().contains("<bridge name='br-lan'/>"));
+    assert!(of(&format!("secret-{uuid}.xml")).unwrap().contains("of a test"));
+    assert_eq!(of("network-gone.xml"), None);
+    let value = "opensesame";
+    // As libvirt stores it: in base64.
+    assert!(!files.iter().any(|(_, text)| text.contains(value) || text.contains("b3BlbnNlc2FtZQ")));
+}
+
+#[test]
 fn a_volume_of_a_pool_is_found_and_a_managed_save_is_said() {
     let stage = Stage::new();
     let pool = stage.path("pool");

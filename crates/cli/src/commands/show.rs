@@ -1,8 +1,10 @@
 //! `keepmark show BACKUP`: what is known of one backup.
 
 use clap::Args;
+use keepmark_engine::report::in_one_line;
 use keepmark_model::Failure;
 use keepmark_model::manifest::StoredBackup;
+use keepmark_model::seam::{Monitor, Store};
 
 use crate::context::Context;
 use crate::exit::Outcome;
@@ -11,7 +13,8 @@ use crate::{output, store, text};
 const EXAMPLES: &str = "\
 Examples:
   keepmark show 3f9a1c0d
-  keepmark show web01@latest --json | jq .disks";
+  keepmark show web01@latest --json | jq .disks
+  keepmark show web01@latest --file domain.xml          the VM's definition, as it was";
 
 /// Show what is known of one backup.
 #[derive(Debug, Args)]
@@ -20,32 +23,46 @@ pub struct ShowArguments {
     /// An id or its first letters, VM@latest, VM@-1 or VM@TIME
     #[arg(value_name = "BACKUP")]
     pub backup: String,
+    /// Print a file that was saved beside the disks, as it is, and nothing else
+    #[arg(long, value_name = "NAME")]
+    pub file: Option<String>,
 }
 
 /// Runs it.
 pub fn run(context: &Context, arguments: &ShowArguments) -> Result<Outcome, Failure> {
     let store = store::open(context)?;
     let backup = store::select(context, &store, &arguments.backup)?;
+    let reader = store.open(&backup.id);
+    if let Some(name) = &arguments.file {
+        output::bytes(&reader?.file(name)?)?;
+        return Ok(context.screen.outcome());
+    }
+    // What is known of a damaged backup is told all the same.
+    let files = reader.map(|reader| reader.files()).unwrap_or_else(|failure| {
+        context.screen.finding(&format!("the backup cannot be opened: {}", in_one_line(&failure)));
+        Vec::new()
+    });
     if context.global.json {
-        output::json(&as_json(&backup)?)?;
+        output::json(&as_json(&backup, files)?)?;
     } else {
-        output::text(&human(&backup))?;
+        output::text(&human(&backup, &files))?;
     }
     Ok(context.screen.outcome())
 }
 
-fn as_json(backup: &StoredBackup) -> Result<serde_json::Value, Failure> {
+fn as_json(backup: &StoredBackup, files: Vec<String>) -> Result<serde_json::Value, Failure> {
     let failed = |error| Failure::new(keepmark_model::FailureClass::Failed, error);
     let mut object = serde_json::to_value(&backup.manifest).map_err(failed)?;
     if let Some(fields) = object.as_object_mut() {
         fields.insert("id".into(), backup.id.as_str().into());
+        fields.insert("files".into(), files.into());
         fields.insert("size".into(), backup.manifest.size().into());
         fields.insert("stored_bytes".into(), backup.manifest.stored_bytes().into());
     }
     Ok(object)
 }
 
-fn human(backup: &StoredBackup) -> String {
+fn human(backup: &StoredBackup, files: &[String]) -> String {
     let manifest = &backup.manifest;
     let mut lines = format!("backup       {}\n", backup.id);
     let mut line = |label: &str, value: &str| lines.push_str(&format!("{label:12} {value}\n"));
@@ -76,6 +93,7 @@ fn human(backup: &StoredBackup) -> String {
             ),
         );
     }
+    line("files", &files.join(", "));
     manifest.skipped.iter().for_each(|skipped| line("left out", &format!("{}: {}", skipped.name, skipped.why)));
     manifest.findings.iter().for_each(|finding| line("finding", finding));
     lines

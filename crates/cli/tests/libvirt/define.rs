@@ -127,7 +127,8 @@ fn networks_are_mapped_and_missing_ones_refused() {
     lose(&domain);
     stage.host.virsh(&["net-undefine", "lan"]);
     network(&stage, "other");
-    refused(&stage, "vm", &[], 1, &["no network lan", "--network lan=NEW", "other"]);
+    refused(&stage, "vm", &[], 1, &["no network lan", "--network lan=NEW", "other", "--file network-lan.xml"]);
+    assert!(stage.keepmark.ok(&["show", "vm@latest", "--file", "network-lan.xml"]).stdout.contains("<bridge name='br-lan'/>"));
     refused(&stage, "vm", &["--network", "lan=nowhere"], 2, &["\"nowhere\"", "other"]);
     refused(&stage, "vm", &["--network", "lan=other", "--network", "dmz=other"], 2, &["\"dmz\"", "lan"]);
     let (told, run, _) = defined(&stage, "vm", &["--network", "lan=other"]);

@@ -37,7 +37,8 @@ pub(super) fn rewrite(domain: &mut Element, work: &mut Work<'_>, random: Random<
     missing.dedup();
     let Some((_, first)) = missing.first().cloned() else { return Ok(()) };
     let names = missing.iter().map(|(kind, name)| format!("{} {name}", word(kind))).collect();
-    Err(Problem::NoNetwork { names, first, known: known(work) }.into())
+    let saved = Some(format!("network-{first}.xml")).filter(|file| work.wish.saved.contains(file));
+    Err(Problem::NoNetwork { names, first, known: known(work), saved }.into())
 }
 
 fn renew(interface: &mut Element, random: Random<'_>) {

@@ -54,6 +54,7 @@ pub struct Order {
 #[derive(Debug)]
 pub struct Destination {
     connect: Connect,
+    uri: String,
     order: Order,
     folders: Folders,
     folder: PathBuf,
@@ -62,7 +63,7 @@ pub struct Destination {
 /// A domain that can be defined when its disks are restored.
 #[derive(Debug)]
 pub struct Plan {
-    connect: Connect,
+    uri: String,
     name: String,
     folder: PathBuf,
     disks: Vec<PathBuf>,
@@ -96,7 +97,7 @@ impl Destination {
         let folders = Folders::of(&uri, &order.user);
         let folder = order.to.clone().unwrap_or_else(|| folders.images.join(&order.name));
         let folder = std::path::absolute(&folder).map_err(error::file("find", &folder))?;
-        Ok(Self { connect, order, folders, folder })
+        Ok(Self { connect, uri, order, folders, folder })
     }
 
     /// Where the domain's files go, absolute.
@@ -127,7 +128,7 @@ impl Destination {
         };
         let rewritten = rewrite::rewrite(&definition, &facts, &wish, random)?;
         let disks = disks.into_iter().map(|disk| disk.path).collect();
-        let plan = Plan { connect: self.connect, name: self.order.name, folder: self.folder, disks, rewritten };
+        let plan = Plan { uri: self.uri, name: self.order.name, folder: self.folder, disks, rewritten };
         if !self.order.force {
             plan.refuse_existing()?;
         }
@@ -171,9 +172,17 @@ impl Plan {
             place::write(&file.path, &backup.file(&file.saved)?)?;
         }
         place::write(&self.definition(), self.rewritten.xml.as_bytes())?;
-        let refused = |fault| Error::from(Problem::NotDefined { folder: self.folder.clone(), source: Box::new(fault) });
-        let domain = self.connect.define(&self.rewritten.xml).map_err(refused)?;
+        let domain = self.make().map_err(|source| Problem::NotDefined { folder: self.folder.clone(), source }).map_err(Error::from)?;
         Ok(Defined { name: self.name, uuid: self.rewritten.uuid, domain })
+    }
+
+    // Hours may have gone by: libvirtd may have been restarted, and somebody may have defined the domain, which libvirt would replace.
+    fn make(&self) -> std::result::Result<Domain, Box<dyn std::error::Error + Send + Sync>> {
+        let connect = Connect::open(Some(&self.uri))?;
+        if connect.by_name(&self.name).is_ok() || connect.by_uuid(&self.rewritten.uuid).is_ok() {
+            return Err(Problem::NameTaken { name: self.name.clone() }.into());
+        }
+        Ok(connect.define(&self.rewritten.xml)?)
     }
 }
 

@@ -34,6 +34,8 @@ pub enum Problem {
         first: String,
         /// What there is.
         known: Vec<String>,
+        /// The file of the backup with the first one's definition.
+        saved: Option<String>,
     },
     /// What a network was to be replaced by is not there.
     #[error("this host has neither a network nor a bridge {name:?}")]
@@ -98,8 +100,9 @@ impl Problem {
             Self::NoDefinition { .. } => "restore the disks with --to DIR, then make a VM of them, for example: \
                  `virt-install --import --osinfo detect=on,require=off --memory 4096 --disk DIR/vda.raw`; vm.json in the backup tells what QEMU had"
                 .into(),
-            Self::NoNetwork { first, known, .. } => {
-                format!("say what stands for it with --network {first}=NEW (this host has: {}), or make it first", listed(known))
+            Self::NoNetwork { first, known, saved, .. } => {
+                let how = saved.as_ref().map(|file| format!(" (`keepmark show BACKUP --file {file}` tells how it was)")).unwrap_or_default();
+                format!("say what stands for it with --network {first}=NEW (this host has: {}), or make it first{how}", listed(known))
             }
             Self::NoSuchNetwork { known, .. } => format!("this host has: {}", listed(known)),
             Self::NotConnected { known, .. } => format!("it is connected to: {}", listed(known)),
