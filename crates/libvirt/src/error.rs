@@ -119,14 +119,6 @@ pub enum Error {
         /// Which.
         domain: String,
     },
-    /// The guest's writes would fail soon.
-    #[error("only {free} bytes are free in {}: the backup is given up before the guest's writes fail", folder.display())]
-    Space {
-        /// Where the old content of overwritten blocks goes.
-        folder: PathBuf,
-        /// What is left, bytes.
-        free: u64,
-    },
     /// There is no such disk.
     #[error("domain {domain} has no disk {disk}")]
     NoDisk {
@@ -208,7 +200,6 @@ impl Error {
             | Self::Iothread { .. }
             | Self::Changed { .. }
             | Self::MomentOver { .. }
-            | Self::Space { .. }
             | Self::File { .. }
             | Self::NotEnded { .. }
             | Self::Qemu(_) => FailureClass::Failed,
@@ -236,7 +227,6 @@ impl Error {
             Self::Refused { is_lock: true, .. } => "another job holds the domain; `virsh domjobinfo` tells which".into(),
             Self::Iothread { .. } => "use QEMU 9.0 or newer, or the disk without iothread".into(),
             Self::Changed { .. } => "run the backup again".into(),
-            Self::Space { .. } => "give the scratch folder more space, and run the backup again".into(),
             Self::MomentOver { .. } => "somebody ended it, or the domain was stopped; run the backup again".into(),
             Self::NotEnded { .. } => "the next run of keepmark on this domain ends it".into(),
             _ => return None,

@@ -8,13 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use keepmark_model::seam::Freeze;
-use keepmark_qemu::WatchdogCommand;
 use keepmark_qemu::watchdog::Watchdog;
 
 use crate::api::{self, Domain, Fault, Kind};
 use crate::error::{Result, file};
 use crate::link::Link;
-use crate::watchdog;
 
 // Beyond the deadline, before the watchdog kills us: libvirt counts in whole seconds and synchronises with the agent first.
 const SLACK: Duration = Duration::from_secs(20);
@@ -29,13 +27,14 @@ pub(crate) struct Quiet {
 }
 
 /// What is needed to freeze.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Means<'a> {
     pub(crate) freeze: Freeze,
     /// Whether the domain has an agent's channel, and whether the guest has it open.
     pub(crate) agent: (bool, bool),
     pub(crate) run_dir: &'a Path,
-    pub(crate) watchdog: Option<&'a WatchdogCommand>,
+    /// What thaws when this process dies.
+    pub(crate) watchdog: Option<&'a mut Watchdog>,
 }
 
 /// Does `work` with the guest's file systems frozen, if that is wanted and possible; what prevents it is a finding.
@@ -49,7 +48,7 @@ pub(crate) fn quiesced<T>(link: &mut Link, means: Means<'_>, work: impl FnOnce(&
         }
         (Freeze::IfPossible { .. } | Freeze::Never, _) => return Ok((work(link)?, quiet)),
     };
-    let mut hold = Hold::prepare(link, means, deadline)?;
+    let mut hold = Hold { watchdog: means.watchdog, mark: mark(means.run_dir, link.uuid()), deadline };
     match hold.freeze(link)? {
         Frozen::Yes => {
             let since = Instant::now();
@@ -94,19 +93,13 @@ impl Frozen {
 }
 
 // Everything that must be given back.
-struct Hold {
-    watchdog: Option<Watchdog>,
+struct Hold<'a> {
+    watchdog: Option<&'a mut Watchdog>,
     mark: PathBuf,
     deadline: Duration,
 }
 
-impl Hold {
-    fn prepare(link: &Link, means: Means<'_>, deadline: Duration) -> Result<Self> {
-        let start = |command| Watchdog::spawn(command, Path::new(&watchdog::subject(link.uri())));
-        let watchdog = means.watchdog.map(start).transpose()?;
-        Ok(Self { watchdog, mark: mark(means.run_dir, link.uuid()), deadline })
-    }
-
+impl Hold<'_> {
     fn freeze(&mut self, link: &mut Link) -> Result<Frozen> {
         fs::write(&self.mark, link.name()).map_err(file("write", &self.mark))?;
         if let Some(watchdog) = &mut self.watchdog {
@@ -121,7 +114,7 @@ impl Hold {
     // Nothing was taken.
     fn forget(mut self, link: &mut Link) {
         drop(link.call(|domain| domain.limit_agent(None)));
-        drop(self.watchdog.as_mut().map(Watchdog::thawed));
+        drop(self.watchdog.as_mut().map(|watchdog| watchdog.thawed()));
         drop(fs::remove_file(&self.mark));
     }
 
@@ -132,7 +125,7 @@ impl Hold {
         drop(link.call(|domain| domain.limit_agent(None)));
         match thawed {
             Ok(_) => {
-                drop(self.watchdog.as_mut().map(Watchdog::thawed));
+                drop(self.watchdog.as_mut().map(|watchdog| watchdog.thawed()));
                 drop(fs::remove_file(&self.mark));
                 None
             }

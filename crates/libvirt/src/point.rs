@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use keepmark_model::DiskName;
 use keepmark_model::seam::{self, FrozenDisk, FrozenPoint, Moment};
 use keepmark_qemu::exported::Exported;
+use keepmark_qemu::space::SpaceWatch;
+use keepmark_qemu::watchdog::Watchdog;
 use keepmark_qemu::workspace::Workspace;
 
 use crate::api::{Domain, Kind};
@@ -23,9 +25,11 @@ pub(crate) struct Point<'a> {
     pub(crate) link: &'a mut Link,
     pub(crate) moment: Moment,
     pub(crate) exports: Vec<Exported>,
-    /// Folder whose free space keeps the guest going: without it QEMU fails the guest's writes.
-    pub(crate) scratch: PathBuf,
     pub(crate) socket: PathBuf,
+    /// Without free space in the scratch QEMU fails the guest's writes: this ends the backup before.
+    pub(crate) space: SpaceWatch,
+    /// Ends the backup when nobody watches that space any more.
+    pub(crate) watchdog: Option<Watchdog>,
     // Held until the end: the socket's folder, where it is ours, and the scratch images'.
     pub(crate) _folders: Vec<Workspace>,
     pub(crate) is_over: bool,
@@ -36,6 +40,10 @@ impl Point<'_> {
         self.is_over = true;
         let ended = end_backup(self.link, |socket| Path::new(socket) == self.socket);
         drop(std::fs::remove_file(&self.socket));
+        if ended.is_ok() {
+            // One that is gone has nothing left to do.
+            drop(self.watchdog.as_mut().map(Watchdog::copied));
+        }
         ended.map(drop)
     }
 }
@@ -50,8 +58,8 @@ impl FrozenPoint for Point<'_> {
         let domain = self.link.name();
         let export = found.ok_or_else(|| Error::NoDisk { domain: domain.to_owned(), disk: name.to_string() })?;
         let link = Link::open(Some(self.link.uri()), self.link.uuid())?;
-        let inner = export.open(&self.socket)?;
-        Ok(Box::new(Watched::new(inner, link, self.socket.clone(), self.scratch.clone(), self.exports.len())))
+        let inner = export.open(&self.socket, self.space.validity())?;
+        Ok(Box::new(Watched::new(inner, link, self.socket.clone(), self.exports.len())))
     }
 
     fn release(mut self: Box<Self>) -> seam::Result<()> {

@@ -12,7 +12,9 @@ use keepmark_model::trust::recorded;
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use keepmark_qemu::exported::Exported;
 use keepmark_qemu::qmp::Peer;
+use keepmark_qemu::space::SpaceWatch;
 use keepmark_qemu::temporary::Temporary;
+use keepmark_qemu::watchdog::Watchdog;
 use keepmark_qemu::workspace::{VmLock, Workspace};
 
 use crate::api::{Domain, DomainState, Version, View};
@@ -23,7 +25,7 @@ use crate::point::{Point, end_backup};
 use crate::shut_off::ShutOff;
 use crate::xml::backup::{self, BackupDisk, Export};
 use crate::xml::{DomainXml, checkpoint};
-use crate::{Options, checkpoints, disks, monitor, saved};
+use crate::{Options, checkpoints, disks, monitor, saved, watchdog};
 
 // Until then QEMU aborts, and the guest with it, when an NBD client leaves an export whose disk is in an iothread.
 const IOTHREADS_SAFE: Version = Version { major: 9, minor: 0, micro: 0 };
@@ -108,11 +110,12 @@ impl Running {
             let on = stored(&disks, request);
             (!on.is_empty()).then(|| checkpoint::begin(name, &prepared.all, &on))
         });
+        let mut watchdog = self.watchdog(&prepared)?;
         let means = Means {
             freeze: request.freeze,
             agent: (xml.agent && self.link.call(Domain::state)? == DomainState::Running, xml.agent_connected),
             run_dir: &self.options.run_dir,
-            watchdog: self.options.watchdog.as_ref(),
+            watchdog: watchdog.as_mut(),
         };
         let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&backup::write(&prepared.socket, &parts), starts.as_deref()));
         let begun = freeze::quiesced(&mut self.link, means, begin);
@@ -123,8 +126,25 @@ impl Running {
         let consistency = if quiet.frozen.is_some() { Consistency::Application } else { Consistency::Crash };
         let moment = Moment { pause: Duration::ZERO, frozen: quiet.frozen, consistency, findings: quiet.findings };
         let exports = exports(request, &prepared);
-        let Prepared { socket, folders, scratch, .. } = prepared;
-        Ok(Point { link: &mut self.link, moment, exports, scratch, socket, _folders: folders, is_over: false })
+        let space = self.watch_space(&prepared.socket);
+        let Prepared { socket, folders, .. } = prepared;
+        Ok(Point { link: &mut self.link, moment, exports, socket, space, watchdog, _folders: folders, is_over: false })
+    }
+
+    // Told before the backup begins, so that it never outlives us unwatched.
+    fn watchdog(&self, prepared: &Prepared) -> Result<Option<Watchdog>> {
+        let Some(command) = &self.options.watchdog else { return Ok(None) };
+        let mut watchdog = Watchdog::spawn(command, Path::new(&watchdog::subject(self.link.uri())))?;
+        watchdog.copying(&watchdog::copied(self.link.uuid(), prepared.names.run()))?;
+        Ok(Some(watchdog))
+    }
+
+    fn watch_space(&self, socket: &Path) -> SpaceWatch {
+        let (uri, uuid, socket) = (self.link.uri().to_owned(), self.link.uuid().to_owned(), socket.to_owned());
+        SpaceWatch::start(&self.options.scratch_dir, move || {
+            // A domain that cannot be reached any more cannot be helped either.
+            drop(Link::open(Some(&uri), &uuid).and_then(|mut link| end_backup(&mut link, |other| Path::new(other) == socket)));
+        })
     }
 
     // Between the plan and the point somebody may have removed a bitmap, or exchanged an image by one with bitmaps of the same name.

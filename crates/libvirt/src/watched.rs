@@ -1,36 +1,30 @@
-//! A disk of a pull backup, read with an eye on what the guest needs and on whether the moment still holds.
+//! A disk of a pull backup, read with an eye on whether the moment still holds.
 //!
 //! libvirt's job copies a block before the guest overwrites it. Were that job to end early, the export would show later content for
 //! a moment before libvirt closes it; so a read counts only if the job was still whole after it.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use keepmark_model::seam::{self, FrozenDisk, Recycler};
 use keepmark_model::{Extent, Extents, Size};
 
-use crate::error::{Error, Result, file};
+use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::monitor;
 use crate::point::running;
-
-const SPACE_CHECK: Duration = Duration::from_millis(500);
-const SPACE_BYTES_MIN: u64 = 256 << 20;
 
 /// The disk, and what is watched.
 pub(crate) struct Watched {
     inner: Box<dyn FrozenDisk>,
     link: Link,
     socket: PathBuf,
-    scratch: PathBuf,
     jobs: usize,
-    space_checked: Instant,
 }
 
 impl Watched {
     /// `jobs` is how many disks the backup has.
-    pub(crate) fn new(inner: Box<dyn FrozenDisk>, link: Link, socket: PathBuf, scratch: PathBuf, jobs: usize) -> Self {
-        Self { inner, link, socket, scratch, jobs, space_checked: Instant::now() }
+    pub(crate) fn new(inner: Box<dyn FrozenDisk>, link: Link, socket: PathBuf, jobs: usize) -> Self {
+        Self { inner, link, socket, jobs }
     }
 
     fn check_moment(&mut self) -> Result<()> {
@@ -61,25 +55,11 @@ impl FrozenDisk for Watched {
         ranges: &mut dyn Iterator<Item = Extent>,
         sink: &mut dyn FnMut(Extent, Vec<u8>) -> seam::Result<()>,
     ) -> seam::Result<()> {
-        let (scratch, checked) = (&self.scratch, &mut self.space_checked);
-        self.inner.read(ranges, &mut |extent, bytes| {
-            watch_space(scratch, checked)?;
-            sink(extent, bytes)
-        })?;
+        self.inner.read(ranges, sink)?;
         Ok(self.check_moment()?)
     }
 
     fn recycler(&self) -> Recycler {
         self.inner.recycler()
     }
-}
-
-fn watch_space(folder: &Path, checked: &mut Instant) -> Result<()> {
-    if checked.elapsed() < SPACE_CHECK {
-        return Ok(());
-    }
-    *checked = Instant::now();
-    let space = rustix::fs::statvfs(folder).map_err(|error| file("look at", folder)(error.into()))?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    if free < SPACE_BYTES_MIN { Err(Error::Space { folder: folder.to_owned(), free }) } else { Ok(()) }
 }

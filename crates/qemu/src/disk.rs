@@ -8,8 +8,8 @@ use keepmark_model::{DiskName, Extent, Extents, Size};
 use keepmark_nbd::{Address, BufferPool, Client, Options, Request};
 
 use crate::error::{Error, Result};
-use crate::point::space::Validity;
 use crate::reading::read_ahead;
+use crate::space::Validity;
 
 const ALLOCATION: &str = "base:allocation";
 const IS_HOLE: u64 = 1;

@@ -211,7 +211,7 @@ pub enum Error {
     #[error(
         "the scratch folder {} has less than {} MiB left, so the frozen moment was given up before the guest's writes fail",
         folder.display(),
-        crate::point::space::SPACE_BYTES_MIN >> 20
+        crate::space::SPACE_BYTES_MIN >> 20
     )]
     ScratchFull {
         /// Which.

@@ -7,6 +7,7 @@ use keepmark_model::seam::FrozenDisk;
 
 use crate::disk::{Dirty, Opening};
 use crate::error::Result;
+use crate::space::Validity;
 
 /// An export to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,18 +21,18 @@ pub struct Exported {
 }
 
 impl Exported {
-    /// Connects to it.
+    /// Connects to it. What is read counts as long as `validity` holds.
     ///
     /// # Errors
     /// When the server does not answer or has no such export.
-    pub fn open(&self, socket: &Path) -> Result<Box<dyn FrozenDisk>> {
+    pub fn open(&self, socket: &Path, validity: Validity) -> Result<Box<dyn FrozenDisk>> {
         let opening = Opening {
             disk: self.disk.clone(),
             socket: socket.to_owned(),
             export: self.export.clone(),
             dirty: self.delta.clone().map_or(Dirty::Unknown, Dirty::Context),
             now: None,
-            validity: None,
+            validity: Some(validity),
         };
         Ok(Box::new(crate::disk::open(&opening)?))
     }

@@ -21,6 +21,7 @@ mod program;
 pub mod qmp;
 mod reading;
 pub mod schema;
+pub mod space;
 pub mod temporary;
 pub mod watchdog;
 pub mod workspace;

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use crate::disks::{self, Disk, Survey, naming};
 use crate::error::{Error, Result};
 use crate::point::moment::Stillness;
-use crate::point::space::SpaceWatch;
 use crate::point::target::{self, Target};
 use crate::point::undo::{Step, Undo};
 use crate::point::{Fixed, Guards, Point, export, filters, jobs, scratch};
 use crate::qmp::{Peer, Qmp};
 use crate::schema::Capabilities;
+use crate::space::SpaceWatch;
 use crate::temporary::Temporary;
 use crate::watchdog::{Watchdog, WatchdogCommand};
 use crate::workspace::{VmLock, Workspace};
@@ -177,7 +177,8 @@ impl Live {
                 let actions = [target::actions(targets, checkpoint, names), jobs::actions(targets, names)].concat();
                 transact(still.qmp, actions, targets, checkpoint, names, undo)?;
                 let jobs = jobs::note(targets, names, undo);
-                guards.space = Some(SpaceWatch::start(still.qmp.aside()?, scratch_dir, jobs));
+                let aside = still.qmp.aside()?;
+                guards.space = Some(SpaceWatch::start(scratch_dir, move || jobs::cancel(&aside, &jobs)));
                 Ok(())
             }
         });

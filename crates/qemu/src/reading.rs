@@ -9,7 +9,7 @@ use keepmark_model::Failure;
 use keepmark_nbd::{BufferPool, Client, Request};
 
 use crate::error::Error;
-use crate::point::space::Validity;
+use crate::space::Validity;
 
 const IN_FLIGHT: usize = 16;
 // With those that are read and not taken yet; each is a buffer in memory.

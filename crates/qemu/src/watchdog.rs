@@ -99,7 +99,7 @@ impl Watchdog {
         self.say(b"thawed")
     }
 
-    /// Jobs of this run will copy what the guest overwrites: they must not outlive keepmark, which watches their space.
+    /// Jobs of this run, a word, will copy what the guest overwrites: they must not outlive keepmark, which watches their space.
     ///
     /// # Errors
     /// When the watchdog is gone: do not start them then.
@@ -182,21 +182,26 @@ impl Outstanding {
 /// # Errors
 /// When the arguments make no sense, or the guest could not be given its life back.
 pub fn run(arguments: &[OsString], input: impl Read + Send + 'static, ready: &mut dyn Write) -> Result<()> {
-    run_with(arguments, input, ready, &resume, &|agent| agent::thaw_at(agent, ANSWER_WAIT))
+    let thaw = |agent: &Path| agent::thaw_at(agent, ANSWER_WAIT);
+    run_with(arguments, input, ready, &Rescue { resume: &resume, thaw: &thaw, end_jobs: &end_jobs })
 }
 
-/// As [`run`], for VMs that are resumed and thawed in another way: `resume` gets the first argument, `thaw` what
-/// [`Watchdog::freezing`] was told. Both are tried again until they succeed.
+/// How a VM is given back what was taken from it. Each is tried again until it succeeds.
+#[derive(Clone, Copy)]
+pub struct Rescue<'a> {
+    /// Lets it run; gets the first argument.
+    pub resume: &'a dyn Fn(&Path) -> Result<()>,
+    /// Thaws it; gets what [`Watchdog::freezing`] was told.
+    pub thaw: &'a dyn Fn(&Path) -> Result<()>,
+    /// Ends a run's jobs; gets the first argument, and what [`Watchdog::copying`] was told.
+    pub end_jobs: &'a dyn Fn(&Path, &str) -> Result<()>,
+}
+
+/// As [`run`], for VMs that are rescued in another way.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with(
-    arguments: &[OsString],
-    input: impl Read + Send + 'static,
-    ready: &mut dyn Write,
-    resume: &dyn Fn(&Path) -> Result<()>,
-    thaw: &dyn Fn(&Path) -> Result<()>,
-) -> Result<()> {
+pub fn run_with(arguments: &[OsString], input: impl Read + Send + 'static, ready: &mut dyn Write, rescue: &Rescue<'_>) -> Result<()> {
     let [socket, parent] = arguments else { return Err(usage(arguments)) };
     let parent =
         parent.to_str().and_then(|text| text.parse().ok()).and_then(rustix::process::Pid::from_raw).ok_or_else(|| usage(arguments))?;
@@ -204,9 +209,9 @@ pub fn run_with(
     rustix::process::setsid().ok();
     writeln!(ready, "{READY}").and_then(|()| ready.flush()).map_err(|source| Error::Spawn { program: NAME.into(), source })?;
     let outstanding = watch(input, parent);
-    let resumed = if outstanding.paused_until.is_some() { keep_trying(|| resume(Path::new(socket))) } else { Ok(()) };
-    let thawed = outstanding.frozen_until.map_or(Ok(()), |(_, agent)| keep_trying(|| thaw(&agent)));
-    let ended = outstanding.copying.map_or(Ok(()), |run| keep_trying(|| end_jobs(Path::new(socket), &run)));
+    let resumed = if outstanding.paused_until.is_some() { keep_trying(|| (rescue.resume)(Path::new(socket))) } else { Ok(()) };
+    let thawed = outstanding.frozen_until.map_or(Ok(()), |(_, agent)| keep_trying(|| (rescue.thaw)(&agent)));
+    let ended = outstanding.copying.map_or(Ok(()), |run| keep_trying(|| (rescue.end_jobs)(Path::new(socket), &run)));
     resumed.and(thawed).and(ended)
 }
 

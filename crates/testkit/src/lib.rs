@@ -18,6 +18,7 @@ mod guest;
 pub mod image;
 mod keepmark;
 mod libvirt;
+pub mod mount;
 pub mod process;
 mod proxy;
 mod qemu;

@@ -15,7 +15,6 @@ mod guest;
 mod held;
 mod lab;
 mod live;
-mod mount;
 mod power_cut;
 mod powered_off;
 mod pulse;

@@ -3,10 +3,11 @@
 //! The store lies on a file system of its own (ext4, nothing written back by itself), which is shut down without its journal
 //! being flushed (`EXT4_IOC_SHUTDOWN`), unmounted, and mounted again. It needs root and loop devices.
 
+use keepmark_testkit::mount::Mount;
+
 use crate::campaign::cuts;
 use crate::lab::Lab;
 use crate::live::Rig;
-use crate::mount::Mount;
 use crate::table::Table;
 use crate::tracer::Fate;
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use keepmark_testkit::mount::{Mount, Small, Stopped};
 use keepmark_testkit::process::wait_for;
 use serde_json::json;
 
@@ -10,7 +11,6 @@ use crate::guest;
 use crate::held::{Held, Method};
 use crate::lab::{Lab, MIB};
 use crate::live::Rig;
-use crate::mount::{Mount, Small, Stopped};
 use crate::pulse::Pulse;
 
 /// Longest that a write may wait that nothing holds up: this machine is shared, the guest emulated.

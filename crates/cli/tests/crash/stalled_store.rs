@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use keepmark_testkit::mount::{Mount, Small, Stopped};
+
 use crate::guest;
 use crate::held::{Held, Method};
 use crate::lab::{Lab, MIB};
-use crate::mount::{Mount, Small, Stopped};
 use crate::scratch::{assert_fits, assert_unharmed, pulse};
 use crate::tracer::{Cut, Fate, Moment};
 

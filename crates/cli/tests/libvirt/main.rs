@@ -13,5 +13,6 @@ mod migrated;
 mod names;
 mod others;
 mod round_trip;
+mod scratch;
 mod stage;
 mod virsh;

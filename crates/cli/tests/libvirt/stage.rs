@@ -36,8 +36,8 @@ impl Stage {
         Self::on(LibvirtHost::start)
     }
 
-    /// On a host that this starts.
-    pub fn on(host: fn(&Path) -> LibvirtHost) -> Self {
+    /// On a host that this starts, whose folder stands beside all others.
+    pub fn on(host: impl FnOnce(&Path) -> LibvirtHost) -> Self {
         let dir = tmp();
         // QEMU may be of a user that has to get through.
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
@@ -160,9 +160,12 @@ impl Stage {
     /// Starts a backup and stops it when libvirt is about to serve a frozen moment.
     #[track_caller]
     pub fn midway(&self, domain: &Domain<'_>) -> Midway {
-        let running = self.keepmark.spawn(&["backup", domain.name(), "--json"]);
+        let mut running = self.keepmark.spawn(&["backup", domain.name(), "--json"]);
         // libvirtd answers first when everything is there; until then keepmark waits for it.
-        wait_for("the socket of a frozen moment", TIMEOUT, || self.has_socket().then_some(()));
+        wait_for("the socket of a frozen moment", TIMEOUT, || {
+            assert!(running.process.ended().is_none(), "it has ended: {}", running.stderr());
+            self.has_socket().then_some(())
+        });
         running.process.signal(Signal::STOP);
         wait_for("libvirt's backup job", TIMEOUT, || domain.backup_socket());
         Midway { running }
@@ -178,10 +181,15 @@ impl Stage {
 }
 
 impl Midway {
+    /// Lets it go on.
+    pub fn wake(&self) {
+        self.running.process.signal(Signal::CONT);
+    }
+
     /// Lets it go on and waits for its end.
     #[track_caller]
     pub fn go_on(self) -> KeepmarkRun {
-        self.running.process.signal(Signal::CONT);
+        self.wake();
         self.running.wait(TIMEOUT)
     }
 

@@ -12,7 +12,7 @@ use super::scratch;
 use super::target::Target;
 use super::undo::{Step, Undo};
 use crate::error::{Result, text};
-use crate::qmp::Qmp;
+use crate::qmp::{Aside, Qmp};
 use crate::temporary::Temporary;
 
 /// Opens the scratch images in QEMU as overlays of their disks; gives the nodes to export.
@@ -46,6 +46,12 @@ pub fn actions(targets: &[Target], names: &Temporary) -> Vec<Value> {
         } })
     };
     targets.iter().map(start).collect()
+}
+
+/// Ends them at once, without waiting for an answer. A QEMU that is gone needs no saving.
+pub fn cancel(aside: &Aside, jobs: &[String]) {
+    let cancel = |job: &String| aside.send("block-job-cancel", &json!({ "device": job, "force": true }));
+    drop(jobs.iter().try_for_each(cancel));
 }
 
 /// Notes that the jobs have to be ended, and the guest woken if they stopped it. Gives the jobs' names.

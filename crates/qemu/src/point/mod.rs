@@ -5,7 +5,6 @@ pub mod filters;
 pub mod jobs;
 pub(crate) mod moment;
 pub mod scratch;
-pub mod space;
 pub mod target;
 pub mod undo;
 
@@ -19,9 +18,9 @@ use crate::disk::{Opening, open};
 use crate::disks;
 use crate::error::{Error, Result};
 use crate::qmp::Qmp;
+use crate::space::SpaceWatch;
 use crate::watchdog::Watchdog;
 use crate::workspace::Workspace;
-use space::SpaceWatch;
 use undo::Undo;
 
 /// A frozen point in a running QEMU or in qemu-storage-daemon.

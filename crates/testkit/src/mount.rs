@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use keepmark_testkit::image;
-use keepmark_testkit::process::run;
+use crate::process::run;
+use crate::{OrFail, image};
 
-use crate::lab::MIB;
+const SIZE: u64 = 512 << 20;
 
 /// `_IOR('X', 125, __u32)` with `EXT4_GOING_FLAGS_NOLOGFLUSH`; there is no tool for it in the packages that we install.
 const SHUTDOWN: &str = "import fcntl, os, struct, sys; fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
@@ -19,14 +19,16 @@ pub struct Mount {
 
 impl Mount {
     /// Makes it. The folder is made too and is empty.
+    #[must_use]
+    #[track_caller]
     pub fn new(image: PathBuf, folder: PathBuf) -> Self {
-        image::sparse(&image, 512 * MIB);
+        image::sparse(&image, SIZE);
         run(Command::new("/sbin/mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"]).arg(&image));
-        std::fs::create_dir(&folder).unwrap();
+        std::fs::create_dir(&folder).or_fail("making a folder to mount on");
         let mount = Self { image, folder };
         mount.mount();
         // The program makes its store's folder itself, but not over lost+found.
-        std::fs::remove_dir(mount.folder.join("lost+found")).unwrap();
+        std::fs::remove_dir(mount.folder.join("lost+found")).or_fail("emptying a file system");
         mount
     }
 
@@ -60,6 +62,9 @@ impl Drop for Mount {
 pub struct Stopped(PathBuf);
 
 impl Stopped {
+    /// Stops the file system that a folder is on.
+    #[must_use]
+    #[track_caller]
     pub fn new(folder: &Path) -> Self {
         run(Command::new("/sbin/fsfreeze").arg("--freeze").arg(folder));
         Self(folder.to_owned())
@@ -77,8 +82,10 @@ pub struct Small(PathBuf);
 
 impl Small {
     /// With this size in mount's words. The folder is made.
+    #[must_use]
+    #[track_caller]
     pub fn new(folder: &Path, size: &str) -> Self {
-        std::fs::create_dir(folder).unwrap();
+        std::fs::create_dir(folder).or_fail("making a folder to mount on");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(folder));
         Self(folder.to_owned())
     }

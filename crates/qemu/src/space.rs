@@ -1,5 +1,5 @@
-//! Watches the scratch's free space beside a backup by jobs: QEMU would fail the guest's writes when there is none left, so
-//! the frozen moment is given up before.
+//! Watches the scratch's free space beside a backup by jobs, ours or libvirt's: QEMU would fail the guest's writes when there is none
+//! left, so the frozen moment is given up before.
 //!
 //! A thread of its own does that, since the backup may wait for its store just then.
 
@@ -10,10 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::error::{Error, Result};
-use crate::qmp::Aside;
 
 const CHECK: Duration = Duration::from_millis(100);
 /// What must stay free, bytes: more than a guest writes between two looks.
@@ -27,7 +24,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// To be asked after each reply and before it is believed: the jobs are ended only after this says so.
+    /// To be asked after each reply and before it is believed: the moment is given up only after this says so.
     ///
     /// # Errors
     /// When the moment was given up.
@@ -45,9 +42,9 @@ pub struct SpaceWatch {
 }
 
 impl SpaceWatch {
-    /// Begins to watch. When there is too little space, `jobs` are told to end by `aside`.
+    /// Begins to watch a folder. When there is too little space, `give_up` ends what copies into it, on the watch's own thread.
     #[must_use]
-    pub fn start(aside: Aside, scratch: &Path, jobs: Vec<String>) -> Self {
+    pub fn start(scratch: &Path, give_up: impl FnOnce() + Send + 'static) -> Self {
         let validity = Validity { is_over: Arc::default(), scratch: scratch.to_owned() };
         let (end, ended) = mpsc::channel();
         let watched = validity.clone();
@@ -58,9 +55,7 @@ impl SpaceWatch {
                 }
             }
             watched.is_over.store(true, Ordering::SeqCst);
-            let cancel = |job: &String| aside.send("block-job-cancel", &json!({ "device": job, "force": true }));
-            // QEMU that is gone needs no saving.
-            drop(jobs.iter().try_for_each(cancel));
+            give_up();
         });
         Self { validity, end: Some(end), thread: Some(thread) }
     }
