@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use keepmark_testkit::image::{self, Format};
-use keepmark_testkit::{Disk, Guest, Keepmark, OrFail, Qemu, QemuBuilder, Restic};
+use keepmark_testkit::{Disk, Domain, Guest, Keepmark, LibvirtHost, OrFail, Qemu, QemuBuilder, Restic};
 use serde_json::json;
 
 /// The VM's name.
 pub const NAME: &str = "demo";
+/// The name of libvirt's domain.
+pub const DOMAIN: &str = "db01";
 const UUID: &str = "5f0c9a52-7d1e-4b58-9a43-0d2f6c1b7e90";
 /// The store's password.
 pub const PASSWORD: &str = "demo";
@@ -52,6 +54,13 @@ impl Lab {
         std::fs::create_dir_all(self.path(folder)).or_fail("making a VM's folder");
         let builder = QemuBuilder::new(&self.path(folder)).guest(&self.guest).mount(&["vda", "vdb"]);
         disks.iter().cloned().fold(builder, QemuBuilder::disk)
+    }
+
+    /// A domain of libvirt's with a disk of its own, that runs the same guest.
+    pub fn domain<'h>(&self, host: &'h LibvirtHost) -> Domain<'h> {
+        let file = self.path("db01.qcow2");
+        image::mkfs_ext4(&file, Format::Qcow2, SIZES[1], None);
+        host.domain(DOMAIN).guest(&self.guest).mount(&["vda"]).agent().disk(Disk::qcow2("vda", &file)).start()
     }
 
     /// The VM's disks.

@@ -4,7 +4,9 @@
 //!
 //! Whatever is not as it should be ends it with exit code 1 and the step in which that was seen.
 
+mod answer;
 mod changes;
+mod domain;
 mod lab;
 mod screen;
 mod story;

@@ -1,4 +1,4 @@
-//! The story: nine steps from the first boot to the restored guest.
+//! The story: nine steps from the first boot to the restored guest, and what `domain` adds.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,9 +8,11 @@ use keepmark_testkit::process::run;
 use keepmark_testkit::{Disk, Qemu, Witness, fail};
 use serde_json::Value;
 
+use crate::answer::{self, expect, text, total};
 use crate::changes::{self, CHUNK, Changes};
+use crate::domain;
 use crate::lab::{Lab, NAME, PASSWORD, check_unharmed, remove};
-use crate::screen::{Screen, bytes, seconds, short};
+use crate::screen::{Screen, bytes, seconds};
 use crate::watched::{Watch, Watched};
 
 const DISKS: [&str; 2] = ["vda", "vdb"];
@@ -52,6 +54,7 @@ pub fn tell(screen: &Screen, folder: &Path, keep: bool) {
     story.restic();
     story.restore_all();
     story.boot_restored();
+    domain::tell(screen, &story.lab);
     farewell(&story, folder, keep);
 }
 
@@ -76,7 +79,7 @@ impl Story<'_> {
         self.lab.keepmark.ok(&["init"]);
         let sums = qemu.guest("sums vda");
         let full = watch.backup(&self.lab.keepmark);
-        self.tell_answer(&full.answer, Some(full.pause));
+        answer::tell(self.screen, &full.answer, Some(full.pause));
         expect(&full.answer, "kind", "full");
         expect(&full.answer, "consistency", "application");
         check_unharmed(qemu);
@@ -101,7 +104,7 @@ impl Story<'_> {
     fn incremental(&mut self, qemu: &mut Qemu, watch: &Watch) {
         let sums = qemu.guest("sums vda");
         let incremental = watch.backup(&self.lab.keepmark);
-        self.tell_answer(&incremental.answer, Some(incremental.pause));
+        answer::tell(self.screen, &incremental.answer, Some(incremental.pause));
         expect(&incremental.answer, "kind", "incremental");
         self.check_reads(&incremental);
         check_unharmed(qemu);
@@ -128,7 +131,7 @@ impl Story<'_> {
         qemu.power_off();
         let witness = Witness::of_images(&self.lab.disks(), &self.lab.path("witness-off"));
         let answer = self.lab.keepmark.backup(&self.lab.images(), &Lab::identity());
-        self.tell_answer(&answer, None);
+        answer::tell(self.screen, &answer, None);
         expect(&answer, "kind", "incremental");
         let (really, read) = (self.changed_until(&witness), total(&answer, "read_bytes"));
         check_read(really, read);
@@ -147,7 +150,7 @@ impl Story<'_> {
         let (mut qemu, watch) = self.boot("witness-2");
         let sums = qemu.guest("sums vda");
         let resync = watch.backup(&self.lab.keepmark);
-        self.tell_answer(&resync.answer, Some(resync.pause));
+        answer::tell(self.screen, &resync.answer, Some(resync.pause));
         expect(&resync.answer, "kind", "resync");
         let (really, stored) = (self.changed_until(&resync.witness), total(&resync.answer, "stored_bytes"));
         if stored > really.data + OVERHEAD_MAX {
@@ -203,21 +206,6 @@ impl Story<'_> {
     fn remember(&mut self, answer: &Value, witness: Witness, sums: String) {
         self.made.push(Made { id: text(answer, "backup").to_owned(), witness, sums });
     }
-
-    fn tell_answer(&self, answer: &Value, pause: Option<Duration>) {
-        let kind = text(answer, "kind");
-        let reason = text(&answer["disks"][0], "reason");
-        let reason = reason.strip_prefix(&format!("{kind}: ")).unwrap_or(reason);
-        self.screen.line("keepmark", &format!("{kind}: {}", short(reason, 75)));
-        let pause = pause.map_or(String::new(), |pause| {
-            let with_witness = answer["pause_ms"].as_u64().unwrap_or_default();
-            format!("; paused {} ms (with witness {with_witness})", pause.as_millis())
-        });
-        let took = seconds(Duration::from_millis(answer["duration_ms"].as_u64().unwrap_or_default()));
-        let [read, stored, audited] = ["read_bytes", "stored_bytes", "audited_bytes"].map(|key| bytes(total(answer, key)));
-        let audit = if total(answer, "audited_bytes") > 0 { format!(" (audit: {audited})") } else { String::new() };
-        self.screen.line("", &format!("read {read}{audit}, stored {stored}, {took}{pause}"));
-    }
 }
 
 fn check_read(really: Changes, read: u64) {
@@ -268,19 +256,4 @@ fn farewell(story: &Story<'_>, folder: &Path, keep: bool) {
 
 fn version_of(qemu: &Value) -> String {
     format!("QEMU {}.{}.{}", qemu["major"], qemu["minor"], qemu["micro"])
-}
-
-fn expect(answer: &Value, key: &str, value: &str) {
-    if answer[key] != value {
-        fail(format_args!("{key} is {}, not {value}: {answer}", answer[key]));
-    }
-}
-
-fn text<'a>(answer: &'a Value, key: &str) -> &'a str {
-    answer[key].as_str().unwrap_or_default()
-}
-
-/// A figure of all disks together.
-fn total(answer: &Value, key: &str) -> u64 {
-    answer["disks"].as_array().into_iter().flatten().filter_map(|disk| disk[key].as_u64()).sum()
 }
