@@ -89,3 +89,32 @@ fn uefi_variables_and_tpm_state_come_back_under_a_new_name() {
     assert!(ask(serial, &tpm::read()).contains(SECRET));
     assert_eq!(serial.run("sums vda", BOOT), sums);
 }
+
+#[test]
+fn a_vm_that_is_replaced_keeps_its_identity_and_gets_the_backups_tpm_over_its_own() {
+    let stage = Stage::on(LibvirtHost::start_unprivileged);
+    let keepmark = stage.keepmark.clone().within(&stage.host);
+    let builder = stage.host.domain("vm").disk(stage.disk("vda"));
+    let domain = builder.device("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>").start();
+    let uuid = domain.virsh("domuuid", &[]).trim().to_owned();
+    keepmark.ok(&["backup", "vm"]);
+    domain.destroy();
+    // As the refusal of a name that is taken says it.
+    let restore = ["restore", "vm@latest", "--define", "vm", "--json"];
+    let undefine = "virsh undefine vm --keep-nvram --keep-tpm --checkpoints-metadata";
+    assert!(keepmark.exits(&restore, 1).stderr.contains(undefine));
+    domain.virsh("undefine", &["--keep-nvram", "--keep-tpm", "--checkpoints-metadata"]);
+    let state = stage.host.dir().join(format!("lib/swtpm/{uuid}/tpm2/tpm2-00.permall"));
+    let saved = std::fs::read(&state).unwrap();
+    std::fs::write(&state, "another state").unwrap();
+    let refused = keepmark.exits(&restore, 1);
+    assert!(refused.stderr.contains("tpm2-00.permall exists already") && refused.stderr.contains("--force"), "{}", refused.stderr);
+    assert_eq!(std::fs::read(&state).unwrap(), b"another state");
+    let run = keepmark.ok(&[&restore[..], &["--force"]].concat());
+    assert_eq!(run.event("finished")["domain"]["uuid"], *uuid);
+    assert_eq!(std::fs::read(&state).unwrap(), saved);
+    // libvirt gives the state to swtpm's user, whoever wrote it.
+    stage.host.defined("vm").start();
+    let owner = |path: &std::path::Path| std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(path).unwrap());
+    assert_ne!(owner(&state), 0);
+}
