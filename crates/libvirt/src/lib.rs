@@ -11,6 +11,7 @@ mod disks;
 mod error;
 mod folders;
 mod freeze;
+mod hindrances;
 mod link;
 mod monitor;
 mod point;
@@ -30,6 +31,7 @@ use keepmark_qemu::WatchdogCommand;
 use api::{Connect, DomainState};
 pub use error::{Error, Result};
 pub use folders::UserFolders;
+pub use hindrances::{Hindrance, hindrances};
 use link::Link;
 
 /// How to reach a domain.

@@ -33,6 +33,7 @@ pub struct DoctorArguments {
 }
 
 /// One thing that was checked.
+#[derive(Clone)]
 struct Check {
     subject: String,
     /// What is there, or what is wrong.
@@ -130,8 +131,15 @@ fn vm_checks(context: &Context, arguments: &DoctorArguments) -> Vec<Check> {
         facts
     });
     match facts {
-        Ok(facts) => about_vm(&facts),
+        Ok(facts) => [about_vm(&facts), hindrances(context, place)].concat(),
         Err(failure) => vec![Check::failure("VM", &failure)],
+    }
+}
+
+fn hindrances(context: &Context, place: &VmPlace) -> Vec<Check> {
+    match hypervisor::hindrances(context, place) {
+        Ok(found) => found.into_iter().map(|(text, help)| Check::problem("QEMU's user", text, help)).collect(),
+        Err(failure) => vec![Check::failure("QEMU's user", &failure)],
     }
 }
 

@@ -1,5 +1,10 @@
 //! How a domain is named, and what is said when it cannot be reached.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use keepmark_testkit::LibvirtHost;
+
 use crate::stage::Stage;
 
 #[test]
@@ -31,4 +36,19 @@ fn an_unknown_domain_and_a_dead_libvirtd_are_told_apart() {
     stage.host.kill_libvirtd();
     let dead = stage.keepmark.exits(&["plan", "vm"], 13);
     assert!(dead.stderr.contains("libvirt") && dead.stderr.contains("Hint: "), "{}", dead.stderr);
+}
+
+#[test]
+fn doctor_names_the_folder_that_qemus_user_cannot_get_through() {
+    let stage = Stage::on(LibvirtHost::start_unprivileged);
+    stage.host.domain("vm").disk(stage.disk("vda")).start();
+    assert!(!stage.keepmark.ok(&["doctor", "vm"]).stdout.contains("cannot get through"));
+    let closed = stage.path("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
+    let config = stage.path("closed.toml");
+    let places = ["scratch", "run", "cache"].map(|name| format!("{name}_dir = {:?}\n", closed.join(name)));
+    std::fs::write(&config, places.concat()).unwrap();
+    let told = stage.keepmark.exits(&["doctor", "vm", "--config", config.to_str().unwrap()], 3).stdout;
+    assert!(told.contains(&format!("cannot get through {}", closed.display())) && told.contains("chmod o+x"), "{told}");
 }
