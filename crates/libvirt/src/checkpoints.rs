@@ -11,7 +11,7 @@ use keepmark_model::facts::DiskFacts;
 use keepmark_model::trust::recorded;
 
 use crate::api::{Checkpoint, Domain, Kind, Redefine, View};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::xml;
 
@@ -62,6 +62,18 @@ fn present(disks: &[DiskFacts]) -> BTreeMap<CheckpointName, Orphan> {
 /// The names of all checkpoints that libvirt knows, everyone's.
 pub(crate) fn known(link: &mut Link) -> Result<Vec<String>> {
     link.call(|domain| domain.checkpoints()?.iter().map(Checkpoint::name).collect())
+}
+
+/// Whether a name is neither libvirt's nor QEMU's yet: those are new for every attempt, so one that is not is somebody else's doing.
+///
+/// # Errors
+/// When it is taken.
+pub(crate) fn free(link: &mut Link, disks: &[DiskFacts], name: &CheckpointName) -> Result<()> {
+    let is_taken = present(disks).contains_key(name) || known(link)?.iter().any(|other| other == name.as_str());
+    if !is_taken {
+        return Ok(());
+    }
+    Err(Error::Taken { domain: link.name().to_owned(), checkpoint: name.to_string() })
 }
 
 /// Makes libvirt and QEMU agree about a running domain's checkpoints of ours; says in words what was done.

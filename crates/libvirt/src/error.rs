@@ -113,6 +113,14 @@ pub enum Error {
         /// What is wrong now, in words.
         doubt: String,
     },
+    /// A checkpoint's name is in use.
+    #[error("domain {domain} has a checkpoint {checkpoint} already")]
+    Taken {
+        /// Which domain.
+        domain: String,
+        /// Which checkpoint.
+        checkpoint: String,
+    },
     /// The frozen moment is over before all was read: what was read last may be of later.
     #[error("libvirt's backup of domain {domain} ended while it was read")]
     MomentOver {
@@ -199,6 +207,7 @@ impl Error {
             | Self::Question { .. }
             | Self::Iothread { .. }
             | Self::Changed { .. }
+            | Self::Taken { .. }
             | Self::MomentOver { .. }
             | Self::File { .. }
             | Self::NotEnded { .. }

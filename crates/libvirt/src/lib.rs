@@ -13,6 +13,7 @@ mod folders;
 mod freeze;
 mod hindrances;
 mod link;
+mod look;
 mod monitor;
 mod point;
 mod running;

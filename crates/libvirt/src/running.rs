@@ -10,17 +10,18 @@ use keepmark_model::names::TEMPORARY_PREFIX;
 use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest};
 use keepmark_model::trust::recorded;
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
-use keepmark_qemu::exported::Exported;
+use keepmark_qemu::exported::{Dirty, Exported};
 use keepmark_qemu::qmp::Peer;
 use keepmark_qemu::space::SpaceWatch;
 use keepmark_qemu::temporary::Temporary;
 use keepmark_qemu::watchdog::Watchdog;
 use keepmark_qemu::workspace::{VmLock, Workspace};
 
-use crate::api::{Domain, DomainState, Version, View};
+use crate::api::{Domain, DomainState, Version};
 use crate::error::{Error, Result};
 use crate::freeze::{self, Means};
 use crate::link::Link;
+use crate::look::{Look, facts, facts_of, look};
 use crate::point::{Point, end_backup};
 use crate::shut_off::ShutOff;
 use crate::xml::backup::{self, BackupDisk, Export};
@@ -51,14 +52,14 @@ impl Running {
         // A wedged domain would make every call wait for half a minute before it fails.
         job(&mut link)?;
         let identity = identify(&link, &options)?;
-        let (_, disks, _) = look(&mut link)?;
+        let disks = look(&mut link)?.disks;
         let images: BTreeSet<&Path> = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.exists()).collect();
         let locks = images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect::<keepmark_qemu::Result<_>>()?;
         Ok(Self { link, options, identity, told: Vec::new(), locks, told_libvirt: false })
     }
 
     fn look(&mut self) -> Result<VmFacts> {
-        let (xml, disks, skipped) = look(&mut self.link)?;
+        let Look { xml, disks, skipped, .. } = look(&mut self.link)?;
         let images = |disk: &DiskFacts| disk.layers.iter().map(|layer| layer.image.clone()).collect();
         self.told = disks.iter().map(|disk| (disk.facts.name.clone(), images(&disk.facts))).collect();
         let power = match self.link.call(Domain::state)? {
@@ -88,8 +89,8 @@ impl Running {
         if let Some(folder) = private_folder(&mut self.link)? {
             sweep_sockets(&folder);
         }
-        let (_, disks, _) = look(&mut self.link)?;
-        let healed = checkpoints::heal(&mut self.link, &facts_of(disks))?;
+        let disks = facts(&mut self.link)?;
+        let healed = checkpoints::heal(&mut self.link, &disks)?;
         self.told_libvirt = true;
         if !self.options.hide_checkpoints {
             said.extend(healed);
@@ -101,11 +102,12 @@ impl Running {
         if job(&mut self.link)? {
             return Err(Error::Busy { domain: self.link.name().to_owned(), what: "job (another backup, a migration, a save)" });
         }
-        let (xml, disks, _) = look(&mut self.link)?;
-        let disks = facts_of(disks);
+        let look = look(&mut self.link)?;
+        let uneven = look.uneven(request);
+        let (xml, disks) = (look.xml, facts_of(look.disks));
         self.check(&xml, &disks, request)?;
         let prepared = self.prepare(&xml, request)?;
-        let parts = parts(&disks, request, &prepared);
+        let parts = parts(&disks, request, &prepared, &uneven);
         let starts = request.checkpoint.as_ref().and_then(|name| {
             let on = stored(&disks, request);
             (!on.is_empty()).then(|| checkpoint::begin(name, &prepared.all, &on))
@@ -125,7 +127,7 @@ impl Running {
         };
         let consistency = if quiet.frozen.is_some() { Consistency::Application } else { Consistency::Crash };
         let moment = Moment { pause: Duration::ZERO, frozen: quiet.frozen, consistency, findings: quiet.findings };
-        let exports = exports(request, &prepared);
+        let exports = exports(request, &prepared, &uneven);
         let space = self.watch_space(&prepared.socket);
         let Prepared { socket, folders, .. } = prepared;
         Ok(Point { link: &mut self.link, moment, exports, socket, space, watchdog, _folders: folders, is_over: false })
@@ -159,6 +161,10 @@ impl Running {
             if self.told.iter().any(|(name, images)| *name == wanted.name && is_other(images)) {
                 return Err(changed("its images are others".into()));
             }
+        }
+        if let Some(name) = &request.checkpoint {
+            // Otherwise undoing what libvirt refuses would remove what is there.
+            checkpoints::free(&mut self.link, disks, name)?;
         }
         let targets: Vec<&str> = request.disks.iter().map(|disk| disk.name.as_str()).collect();
         let Some(threaded) = disks::in_iothread(xml, &targets) else { return Ok(()) };
@@ -245,23 +251,6 @@ fn job(link: &mut Link) -> Result<bool> {
     }
 }
 
-type Look = (DomainXml, Vec<keepmark_qemu::disks::Disk>, Vec<keepmark_model::facts::SkippedDisk>);
-
-fn look(link: &mut Link) -> Result<Look> {
-    let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
-    let survey = monitor::look(link)?;
-    let (disks, skipped) = disks::join(&xml, &survey);
-    Ok((xml, disks, skipped))
-}
-
-fn facts(link: &mut Link) -> Result<Vec<DiskFacts>> {
-    look(link).map(|(_, disks, _)| facts_of(disks))
-}
-
-fn facts_of(disks: Vec<keepmark_qemu::disks::Disk>) -> Vec<DiskFacts> {
-    disks.into_iter().map(|disk| disk.facts).collect()
-}
-
 fn disk_of<'a>(disks: &'a [DiskFacts], wanted: &PointDisk) -> Option<&'a DiskFacts> {
     disks.iter().find(|disk| disk.name == wanted.name)
 }
@@ -272,10 +261,10 @@ fn stored(disks: &[DiskFacts], request: &PointRequest) -> Vec<String> {
     request.disks.iter().filter(can).map(|disk| disk.name.to_string()).collect()
 }
 
-fn parts(disks: &[DiskFacts], request: &PointRequest, prepared: &Prepared) -> Vec<BackupDisk> {
+fn parts(disks: &[DiskFacts], request: &PointRequest, prepared: &Prepared, uneven: &BTreeSet<DiskName>) -> Vec<BackupDisk> {
     let export = |number: usize, wanted: &PointDisk| Export {
         name: prepared.names.node("e", number),
-        since: wanted.since.clone().map(|since| (since, prepared.names.delta())),
+        since: wanted.since.clone().filter(|_| !uneven.contains(&wanted.name)).map(|since| (since, prepared.names.delta())),
         scratch: prepared.scratch.join(format!("{number}.qcow2")).to_string_lossy().into_owned(),
     };
     let part = |target: &String| {
@@ -286,12 +275,16 @@ fn parts(disks: &[DiskFacts], request: &PointRequest, prepared: &Prepared) -> Ve
     prepared.all.iter().map(part).collect()
 }
 
-fn exports(request: &PointRequest, prepared: &Prepared) -> Vec<Exported> {
+fn exports(request: &PointRequest, prepared: &Prepared, uneven: &BTreeSet<DiskName>) -> Vec<Exported> {
     let context = || format!("qemu:dirty-bitmap:{}", prepared.names.delta());
     let export = |(number, wanted): (usize, &PointDisk)| Exported {
         disk: wanted.name.clone(),
         export: prepared.names.node("e", number),
-        delta: wanted.since.as_ref().map(|_| context()),
+        delta: match &wanted.since {
+            None => Dirty::Unknown,
+            Some(_) if uneven.contains(&wanted.name) => Dirty::Everything,
+            Some(_) => Dirty::Context(context()),
+        },
     };
     request.disks.iter().enumerate().map(export).collect()
 }

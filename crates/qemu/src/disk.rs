@@ -37,7 +37,7 @@ pub(crate) struct Opening {
 
 /// Where the delta comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Dirty {
+pub enum Dirty {
     /// None was asked for.
     Unknown,
     /// A meta context of the export.

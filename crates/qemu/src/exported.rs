@@ -5,9 +5,11 @@ use std::path::Path;
 use keepmark_model::DiskName;
 use keepmark_model::seam::FrozenDisk;
 
-use crate::disk::{Dirty, Opening};
+use crate::disk::Opening;
 use crate::error::Result;
 use crate::space::Validity;
+
+pub use crate::disk::Dirty;
 
 /// An export to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +18,8 @@ pub struct Exported {
     pub disk: DiskName,
     /// Its name on the server.
     pub export: String,
-    /// The meta context that has the delta, if one was asked for.
-    pub delta: Option<String>,
+    /// Where its delta comes from.
+    pub delta: Dirty,
 }
 
 impl Exported {
@@ -30,7 +32,7 @@ impl Exported {
             disk: self.disk.clone(),
             socket: socket.to_owned(),
             export: self.export.clone(),
-            dirty: self.delta.clone().map_or(Dirty::Unknown, Dirty::Context),
+            dirty: self.delta.clone(),
             now: None,
             validity: Some(validity),
         };

@@ -45,6 +45,13 @@ impl Witness {
         witness
     }
 
+    /// Copies the images of a running VM in which nobody writes, and whose QEMU has flushed all disks, into `dir`, which is made.
+    #[must_use]
+    #[track_caller]
+    pub fn of_flushed_images(disks: &[Disk], dir: &Path) -> Self {
+        Self::by(disks, dir, |disk, copy| image::convert_shared(&disk.file, disk.format, copy))
+    }
+
     /// Has `copy` make a raw copy of each disk in `dir`, which is made.
     #[track_caller]
     pub(crate) fn by(disks: &[Disk], dir: &Path, copy: impl Fn(&Disk, &Path)) -> Self {

@@ -1,6 +1,6 @@
 //! Which system calls of the program change something outside of it: its effects, each with a name.
 //!
-//! Effects are what is written to monitors, guest agent and watchdog, everything that changes files below the test's folder or
+//! Effects are what is written to monitors, libvirt, guest agent and watchdog, everything that changes files below the test's folder or
 //! a loop device, and starting a process. Questions (`query-*`, `qom-get`, ...) and reading are none.
 
 use std::fs::File;
@@ -12,6 +12,8 @@ use nix::libc;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 use serde_json::Value;
+
+use crate::rpc;
 
 /// Longest part of a message or path that is looked at.
 const LOOK_BYTES: usize = 16 << 10;
@@ -53,9 +55,10 @@ impl Call {
             return false;
         }
         let length = usize::try_from(self.result).unwrap_or_default();
-        let text = String::from_utf8_lossy(&self.memory(self.arguments[1], length)).into_owned();
+        let bytes = self.memory(self.arguments[1], length);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         // A time-out is no answer. An agent's is read byte by byte, up to the line's end.
-        let is_answer = length == 0 || text == "\n" || text.contains("\"return\"") || text.contains("\"error\"");
+        let is_answer = length == 0 || text == "\n" || text.contains("\"return\"") || text.contains("\"error\"") || rpc::is_answer(&bytes);
         self.result != -i64::from(libc::EAGAIN) && is_answer
     }
 
@@ -94,7 +97,10 @@ impl Call {
         }
         let bytes = self.memory(buffer, usize::try_from(length).unwrap_or(LOOK_BYTES));
         match target.to_string_lossy() {
-            name if name.starts_with("socket:") => command(&bytes, descriptor),
+            name if name.starts_with("socket:") => {
+                let called = rpc::change(&bytes).map(|name| Effect { name, answered_on: Some(descriptor) });
+                called.or_else(|| command(&bytes, descriptor))
+            }
             name if name.starts_with("pipe:") => announcement(&bytes),
             _ => None,
         }

@@ -119,7 +119,13 @@ impl Rig {
         let (qemu, writes) = (&mut self.qemu, &mut self.writes);
         tracer::run(
             &command,
-            Script { root: self.lab.root(), counts, cut, meanwhile: &mut || writes.iter_mut().for_each(|writes| writes.one(qemu)), strike },
+            Script {
+                root: self.lab.root(),
+                counts,
+                cut,
+                meanwhile: &mut |_| writes.iter_mut().for_each(|writes| writes.one(qemu)),
+                strike,
+            },
         )
     }
 

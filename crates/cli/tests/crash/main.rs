@@ -10,6 +10,7 @@
 
 mod campaign;
 mod children;
+mod domain;
 mod effect;
 mod guest;
 mod held;
@@ -20,6 +21,7 @@ mod powered_off;
 mod pulse;
 mod qemu_killed;
 mod restore;
+mod rpc;
 mod scratch;
 mod stalled_store;
 mod table;

@@ -42,8 +42,8 @@ pub struct Script<'a> {
     /// Which effects are numbered.
     pub counts: fn(&str) -> bool,
     pub cut: Option<Cut>,
-    /// Called while the program's main thread stands before any effect: it says nothing to QEMU meanwhile.
-    pub meanwhile: &'a mut (dyn FnMut() + Send),
+    /// Called while the program's main thread stands before any effect, with its name: it says nothing to QEMU meanwhile.
+    pub meanwhile: &'a mut (dyn FnMut(&str) + Send),
     /// Called at the cut with the program's process.
     pub strike: &'a mut (dyn FnMut(u32) -> Fate + Send),
 }
@@ -148,7 +148,7 @@ impl<'a> Tracer<'a> {
         let effect = if self.is_running { call.effect(self.script.root) } else { None };
         let Some(effect) = effect.filter(|effect| (self.script.counts)(&effect.name)) else { return };
         if self.trace.struck.is_none() && self.pending.is_none() && thread == self.main {
-            (self.script.meanwhile)();
+            (self.script.meanwhile)(&effect.name);
         }
         let number = self.trace.effects.len();
         self.trace.effects.push(effect.name.clone());

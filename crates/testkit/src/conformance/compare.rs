@@ -33,6 +33,13 @@ pub fn conform(reference: &mut dyn Bench, bench: &mut dyn Bench, wanted: impl Fn
     report
 }
 
+/// Plays a scenario on one bench alone; what was not as expected, or why it was not played, in words.
+#[must_use]
+pub fn alone(scenario: &Scenario, bench: &mut dyn Bench) -> Vec<String> {
+    let ended = play(scenario, bench);
+    ended.log.wrong.into_iter().chain(ended.not_here).collect()
+}
+
 struct Ended {
     log: Log,
     not_here: Option<String>,

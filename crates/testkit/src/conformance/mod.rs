@@ -10,8 +10,11 @@
 //! Everything is counted in *units*: the smallest thing that is written, [`Bench::unit`] bytes on a bench. Disks have at most 64 of them.
 
 mod compare;
+mod domains;
 mod frozen;
+mod images;
 mod machines;
+mod meddling;
 mod observation;
 mod play;
 pub mod scenarios;
@@ -19,11 +22,13 @@ mod simulated;
 
 use keepmark_model::seam::Hypervisor;
 
-pub use compare::{Report, conform};
+pub use compare::{Report, alone, conform};
+pub use domains::{ConnectDomain, Domains};
 pub use frozen::Frozen;
 pub use machines::{Connect, Machines, Reach};
 pub use observation::{Observation, SeenBitmap};
 pub use play::{End, Play, Played};
+pub use scenarios::libvirt::{OTHERWISE, Otherwise};
 pub use scenarios::{SCENARIOS, Scenario};
 pub use simulated::Simulated;
 
@@ -49,6 +54,11 @@ pub trait Bench {
     /// # Errors
     /// When the hypervisor refuses, or this bench cannot do it.
     fn change(&mut self, disk: &str, change: Change) -> Result<(), Unable>;
+
+    /// Whether keepmark talks to the process that has the images open, and not to a manager that outlives it.
+    fn is_direct(&self) -> bool {
+        true
+    }
 
     /// Something happens to the process that has the images open.
     ///

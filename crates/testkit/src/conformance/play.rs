@@ -199,8 +199,10 @@ impl<'a> Play<'a> {
         self.bench.process(Process::Kill).map_err(unable)?;
         let read = frozen.read(&mut std::iter::once(Extent::at(0, self.bench.unit())), &mut |_, _| Ok(()));
         let failed = [read.is_err(), point.release().is_err(), vm.facts().is_err()];
-        self.log.expect("reading, releasing and looking fail", &failed, &[true; 3]);
-        self.log.seen.push(Observation::Failed(format!("{failed:?}")));
+        // A manager tells that nothing is left of the moment, and how the new process is.
+        let direct = self.bench.is_direct();
+        self.log.expect("reading, releasing and looking fail", &failed, &[true, direct, direct]);
+        self.log.seen.push(Observation::Failed(format!("reading: {}", failed[0])));
         // Whether closing what is dead is an error does not matter.
         drop(vm.close());
         Ok(())

@@ -8,6 +8,9 @@ use super::{Domain, LibvirtHost};
 use crate::guest::CommandLine;
 use crate::{Disk, Guest, OrFail};
 
+/// The second monitor's socket, in the domain's folder.
+pub(super) const MONITOR: &str = "monitor.sock";
+
 /// A domain to define. Without a guest it finds nothing to boot and idles: it is "running" but writes nothing.
 #[derive(Clone, Debug)]
 pub struct DomainBuilder<'h> {
@@ -21,6 +24,7 @@ pub struct DomainBuilder<'h> {
     memory_mib: u32,
     os: String,
     devices: String,
+    monitor: bool,
 }
 
 impl<'h> DomainBuilder<'h> {
@@ -36,6 +40,7 @@ impl<'h> DomainBuilder<'h> {
             memory_mib: 32,
             os: String::new(),
             devices: String::new(),
+            monitor: false,
         }
     }
 
@@ -99,6 +104,12 @@ impl<'h> DomainBuilder<'h> {
         self
     }
 
+    /// Adds a second monitor beside libvirt's, on [`Domain::monitor`]: it answers while libvirtd is dead.
+    #[must_use]
+    pub fn monitor(self) -> Self {
+        Self { monitor: true, ..self }
+    }
+
     /// Defines it, shut off.
     #[track_caller]
     pub fn define(self) -> Domain<'h> {
@@ -132,16 +143,17 @@ impl<'h> DomainBuilder<'h> {
         let uuid = self.uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
         let disks: String = self.disks.iter().map(disk_xml).collect();
         format!(
-            "<domain type='qemu'><name>{name}</name>{uuid}<memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>\
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name>{uuid}<memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type>{boot}{os}</os><features><acpi/></features><clock offset='utc'/>\
              <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>\
-             <devices><emulator>{emulator}</emulator>{disks}{hardware}{devices}</devices></domain>",
+             <devices><emulator>{emulator}</emulator>{disks}{hardware}{devices}</devices>{monitor}</domain>",
             memory = self.memory_mib,
             boot = self.boot_xml(),
             os = self.os,
             emulator = escaped_path(&self.host.emulator()),
             hardware = self.hardware_xml(),
             devices = self.devices,
+            monitor = self.monitor_xml(),
         )
     }
 
@@ -172,6 +184,14 @@ impl<'h> DomainBuilder<'h> {
             xml += "<channel type='unix'><source mode='bind'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
         }
         xml
+    }
+
+    fn monitor_xml(&self) -> String {
+        if !self.monitor {
+            return String::new();
+        }
+        let socket = escaped_path(&self.folder().join(MONITOR));
+        format!("<qemu:commandline><qemu:arg value='-qmp'/><qemu:arg value='unix:{socket},server=on,wait=off'/></qemu:commandline>")
     }
 
     /// QEMU, which may be of another user, writes there.

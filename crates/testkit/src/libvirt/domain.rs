@@ -6,12 +6,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::LibvirtHost;
+use super::builder::MONITOR;
 use crate::image::{self, Format, check_io};
 use crate::process::wait_for;
 use crate::qmp::bitmaps_of;
-use crate::{Disk, OrFail, Serial, Witness, fail};
+use crate::{Disk, OrFail, Qmp, Serial, Witness, fail};
 
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+const MONITOR_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A domain of a host. It lives as long as the host, not as this value.
 #[derive(Clone, Debug)]
@@ -94,6 +96,14 @@ impl<'h> Domain<'h> {
         let line = json!({"execute": command, "arguments": arguments}).to_string();
         let answer: Value = serde_json::from_str(&self.virsh("qemu-monitor-command", &[&line])).or_fail("reading QEMU's answer");
         if answer["error"].is_null() { answer["return"].clone() } else { fail(format_args!("QMP {command}: {}", answer["error"])) }
+    }
+
+    /// The second monitor of the running domain, past libvirt, if it was built with one. One at a time.
+    #[must_use]
+    #[track_caller]
+    pub fn monitor(&self) -> Qmp {
+        let socket = self.host.dir().join("domains").join(&self.name).join(MONITOR);
+        wait_for("the domain's second monitor", MONITOR_TIMEOUT, || Qmp::try_connect(&socket))
     }
 
     /// Executes a command of the human monitor and gives what it printed.

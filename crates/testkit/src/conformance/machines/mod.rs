@@ -1,6 +1,5 @@
 //! The benches of real images: a QEMU without a guest that has them open, or nobody; the driver to meet them with is passed in.
 
-mod files;
 mod running;
 
 use std::path::{Path, PathBuf};
@@ -8,15 +7,14 @@ use std::time::Duration;
 
 use keepmark_model::seam::Hypervisor;
 use serde_json::json;
-use tempfile::TempDir;
 
+use super::images::{Images, UNIT};
 use super::{Bench, Change, DiskSpec, Meets, Process, Unable, only_while_running};
 use crate::image::{self, Format};
 use crate::process::wait_for;
 use crate::servers::StorageDaemon;
-use crate::{Disk, OrFail, Qemu, QemuBuilder, Witness, tmp};
+use crate::{OrFail, Qemu, QemuBuilder, Witness};
 
-const UNIT: u64 = 16 << 10;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a driver gets to the VM.
@@ -44,18 +42,7 @@ pub struct Machines {
 #[derive(Debug)]
 struct Stage {
     qemu: Option<Qemu>,
-    disks: Vec<RealDisk>,
-    files: u32,
-    dir: TempDir,
-}
-
-#[derive(Debug)]
-struct RealDisk {
-    name: String,
-    // The active image first.
-    images: Vec<(PathBuf, Format)>,
-    cluster: u64,
-    copy: Option<PathBuf>,
+    images: Images,
 }
 
 impl Machines {
@@ -85,10 +72,7 @@ impl Bench for Machines {
 
     fn make(&mut self, disks: &[DiskSpec]) {
         self.stage = None;
-        let mut stage = Stage { qemu: None, disks: Vec::new(), files: 0, dir: tmp() };
-        for spec in disks {
-            stage.add(spec);
-        }
+        let mut stage = Stage { qemu: None, images: Images::new(disks) };
         if self.meets == Meets::Running {
             stage.start();
         }
@@ -100,15 +84,15 @@ impl Bench for Machines {
             return Err(Unable::NotHere(why));
         }
         let stage = self.stage();
-        let at = stage.disks.iter().position(|one| one.name == disk).or_fail(format_args!("no disk {disk}"));
+        let at = stage.images.at(disk);
         if change == Change::CopyFile {
-            stage.copy_file(at);
+            stage.images.copy_file(at);
             return Ok(());
         }
         if matches!(change, Change::Convert(_) | Change::Amend | Change::PutBack) {
-            return stage.while_off(|stage| stage.rewrite(at, change));
+            return stage.while_off(|stage| stage.images.rewrite(at, change));
         }
-        if stage.qemu.is_some() { stage.in_qemu(at, change) } else { stage.in_file(at, change) }
+        if stage.qemu.is_some() { stage.in_qemu(at, change) } else { stage.images.in_file(at, change) }
     }
 
     fn process(&mut self, change: Process) -> Result<(), Unable> {
@@ -137,11 +121,12 @@ impl Bench for Machines {
     fn connect(&mut self) -> Box<dyn Hypervisor> {
         let connect = self.connect;
         let stage = self.stage();
-        let folder = stage.dir.path().join("k");
+        let folder = stage.images.keepmarks();
         match &stage.qemu {
             Some(qemu) => connect(Reach::Monitor(&qemu.qmp_socket()), &folder),
             None => {
-                let images: Vec<(String, PathBuf)> = stage.disks.iter().map(|disk| (disk.name.clone(), disk.images[0].0.clone())).collect();
+                let images: Vec<(String, PathBuf)> =
+                    stage.images.disks.iter().map(|disk| (disk.name.clone(), disk.images[0].0.clone())).collect();
                 connect(Reach::Images(&images), &folder)
             }
         }
@@ -149,7 +134,7 @@ impl Bench for Machines {
 
     fn content(&mut self, disk: &str) -> Vec<u8> {
         let stage = self.stage();
-        let to = stage.fresh("witness");
+        let to = stage.images.fresh("witness");
         match &mut stage.qemu {
             Some(qemu) => {
                 let witness = Witness::hold(qemu, &to);
@@ -157,7 +142,7 @@ impl Bench for Machines {
                 std::fs::read(witness.image(disk)).or_fail("reading a witness")
             }
             None => {
-                let (file, format) = &stage.disks.iter().find(|one| one.name == disk).or_fail("no such disk").images[0];
+                let (file, format) = &stage.images.disks[stage.images.at(disk)].images[0];
                 image::convert(file, *format, &to, Format::Raw);
                 std::fs::read(&to).or_fail("reading a witness")
             }
@@ -170,32 +155,12 @@ impl Bench for Machines {
 }
 
 impl Stage {
-    fn fresh(&mut self, name: &str) -> PathBuf {
-        self.files += 1;
-        self.dir.path().join(format!("{name}-{}", self.files))
-    }
-
-    fn add(&mut self, spec: &DiskSpec) {
-        let (file, format) = if spec.raw {
-            (self.fresh(&format!("{}.raw", spec.name)), Format::Raw)
-        } else {
-            (self.fresh(&format!("{}.qcow2", spec.name)), Format::Qcow2)
-        };
-        match format {
-            // `qemu-img create` would allocate the first block.
-            Format::Raw => image::sparse(&file, spec.units * UNIT),
-            Format::Qcow2 => image::create_with(&file, format, spec.units * UNIT, &format!("cluster_size={}", spec.cluster * UNIT)),
-        }
-        self.disks.push(RealDisk { name: spec.name.to_owned(), images: vec![(file, format)], cluster: spec.cluster, copy: None });
-    }
-
     fn start(&mut self) {
-        let folder = self.fresh("vm");
+        let folder = self.images.fresh("vm");
         std::fs::create_dir_all(&folder).or_fail("making a VM's folder");
         let mut builder = QemuBuilder::new(&folder).memory_mib(32);
-        for disk in &self.disks {
-            let (file, format) = &disk.images[0];
-            builder = builder.disk(Disk { format: *format, ..Disk::qcow2(&disk.name, file) });
+        for disk in self.images.as_disks() {
+            builder = builder.disk(disk);
         }
         self.qemu = Some(builder.start());
     }
@@ -218,10 +183,10 @@ impl Stage {
 
     /// All images, opened for writing by a process that is not keepmark's.
     fn opened(&mut self) -> StorageDaemon {
-        let folder = self.fresh("session");
+        let folder = self.images.fresh("session");
         std::fs::create_dir_all(&folder).or_fail("making a folder");
         let mut daemon = StorageDaemon::start(&folder);
-        for (number, disk) in self.disks.iter().enumerate() {
+        for (number, disk) in self.images.disks.iter().enumerate() {
             let (file, format) = &disk.images[0];
             daemon.open(&format!("disk{number}"), file, *format, false);
         }
@@ -230,7 +195,7 @@ impl Stage {
 
     /// The storage daemon that the driver has started for these images.
     fn keepmarks_daemon(&self) -> Option<i32> {
-        let folder = self.dir.path().join("k").display().to_string();
+        let folder = self.images.keepmarks().display().to_string();
         let processes = std::fs::read_dir("/proc").or_fail("listing processes").flatten();
         let ours = |process: &i32| {
             let line = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
@@ -248,9 +213,7 @@ impl Stage {
                 left.extend(answer.contains("km1tmp").then(|| format!("{query} names something of keepmark's")));
             }
         }
-        let names = self.disks.iter().filter(|disk| disk.images[0].1 == Format::Qcow2).flat_map(|disk| image::bitmaps(&disk.images[0].0));
-        left.extend(names.filter(|name| name.starts_with("km1tmp")));
-        left.extend(below(&self.dir.path().join("k")).into_iter().filter(|name| !name.ends_with(".lock")));
+        left.extend(self.images.left());
         left
     }
 }
@@ -260,11 +223,4 @@ fn kill(process: i32) {
     rustix::process::kill_process(id, rustix::process::Signal::KILL).or_fail("killing keepmark's daemon");
     let gone = || std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|line| !line.is_empty());
     wait_for("keepmark's daemon to be gone", TIMEOUT, || (!gone()).then_some(()));
-}
-
-/// Files below the folders in a folder.
-fn below(folder: &Path) -> Vec<String> {
-    let list = |folder: &Path| std::fs::read_dir(folder).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
-    let names = list(folder).into_iter().flat_map(|entry| list(&entry.path()));
-    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }

@@ -6,6 +6,7 @@
 mod bitmaps;
 mod chain;
 mod files;
+pub mod libvirt;
 mod point;
 mod shape;
 

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::process::Command;
 
 use super::super::{Change, Unable, bitmap_name};
-use super::{Stage, UNIT};
+use super::{Images, UNIT};
 use crate::OrFail;
 use crate::image::{self, Format};
 use crate::process::{output, run};
 
-impl Stage {
-    pub(super) fn copy_file(&mut self, at: usize) {
+impl Images {
+    pub(in super::super) fn copy_file(&mut self, at: usize) {
         let to = self.fresh("copy");
         let disk = &mut self.disks[at];
         std::fs::copy(&disk.images[0].0, &to).or_fail("copying an image");
@@ -19,7 +19,7 @@ impl Stage {
 
     /// What needs the VM to be off.
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others need it not")]
-    pub(super) fn rewrite(&mut self, at: usize, change: Change) -> Result<(), Unable> {
+    pub(in super::super) fn rewrite(&mut self, at: usize, change: Change) -> Result<(), Unable> {
         let file = self.disks[at].images[0].0.clone();
         match change {
             Change::Convert(with_bitmaps) => {
@@ -46,7 +46,7 @@ impl Stage {
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "the others are done elsewhere")]
-    pub(super) fn in_file(&mut self, at: usize, change: Change) -> Result<(), Unable> {
+    pub(in super::super) fn in_file(&mut self, at: usize, change: Change) -> Result<(), Unable> {
         let (file, format) = self.disks[at].images[0].clone();
         match change {
             Change::Write(..) | Change::WriteZeros(..) | Change::Discard(..) => drop(image::io(&file, format, &[&io_words(change)])),
@@ -71,7 +71,7 @@ impl Stage {
     }
 
     /// A new active image over the present one.
-    pub(super) fn overlay(&mut self, at: usize, cluster: u64) {
+    pub(in super::super) fn overlay(&mut self, at: usize, cluster: u64) {
         let file = self.fresh("overlay.qcow2");
         let disk = &mut self.disks[at];
         let (backing, format) = &disk.images[0];
@@ -92,7 +92,7 @@ impl Stage {
     }
 }
 
-pub(super) fn io_words(change: Change) -> String {
+pub(in super::super) fn io_words(change: Change) -> String {
     let range = |start: u64, length: u64| format!("{} {}", start * UNIT, length * UNIT);
     #[expect(clippy::wildcard_enum_match_arm, reason = "only three are a guest's")]
     match change {

@@ -1,0 +1,53 @@
+//! A running domain as it is at one time: what libvirt says of it joined with what QEMU says.
+
+use std::collections::{BTreeSet, HashMap};
+
+use keepmark_model::DiskName;
+use keepmark_model::facts::{DiskFacts, SkippedDisk};
+use keepmark_model::seam::{PointDisk, PointRequest};
+use keepmark_qemu::disks::Disk;
+
+use crate::api::View;
+use crate::error::Result;
+use crate::link::Link;
+use crate::xml::DomainXml;
+use crate::{disks, monitor};
+
+/// The domain as it is at one time.
+pub(crate) struct Look {
+    pub(crate) xml: DomainXml,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) skipped: Vec<SkippedDisk>,
+    // Bytes of the image in each of QEMU's nodes.
+    sizes: HashMap<String, u64>,
+}
+
+impl Look {
+    /// Disks whose images below have another size: QEMU cannot unite their bitmaps, so everything counts as changed.
+    pub(crate) fn uneven(&self, request: &PointRequest) -> BTreeSet<DiskName> {
+        let is_uneven = |wanted: &&PointDisk| {
+            let disk = self.disks.iter().find(|disk| disk.facts.name == wanted.name);
+            let carriers = disk.zip(wanted.since.as_ref()).map(|(disk, since)| (disk.facts.size.0, disk.carriers(since)));
+            carriers.is_some_and(|(size, nodes)| nodes.iter().any(|(node, _)| self.sizes.get(*node).is_some_and(|other| *other != size)))
+        };
+        request.disks.iter().filter(is_uneven).map(|wanted| wanted.name.clone()).collect()
+    }
+}
+
+/// Looks at a running domain.
+pub(crate) fn look(link: &mut Link) -> Result<Look> {
+    let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
+    let survey = monitor::look(link)?;
+    let (disks, skipped) = disks::join(&xml, &survey);
+    let sizes = survey.nodes.into_iter().map(|node| (node.node_name, node.image.virtual_size)).collect();
+    Ok(Look { xml, disks, skipped, sizes })
+}
+
+/// Its disks alone.
+pub(crate) fn facts(link: &mut Link) -> Result<Vec<DiskFacts>> {
+    look(link).map(|look| facts_of(look.disks))
+}
+
+pub(crate) fn facts_of(disks: Vec<Disk>) -> Vec<DiskFacts> {
+    disks.into_iter().map(|disk| disk.facts).collect()
+}
