@@ -1,7 +1,10 @@
 //! keepmark, libvirtd or QEMU is killed at every effect of a backup of a running libvirt domain that goes on being written to.
 
+use std::time::Duration;
+
 use keepmark_testkit::image::{self, Format};
-use keepmark_testkit::{Disk, Domain, LibvirtHost, Qmp, Witness};
+use keepmark_testkit::process::wait_for;
+use keepmark_testkit::{Disk, Domain, Guest as Kernel, LibvirtHost, Qmp, Serial, Witness};
 use serde_json::{Value, json};
 
 use crate::campaign::cuts;
@@ -10,6 +13,9 @@ use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 const NAME: &str = "vm";
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest time until the guest writes again after keepmark was killed: a thaw, under software emulation.
+const WRITES_AGAIN_MAX: Duration = Duration::from_secs(20);
 /// Sizes of the disks, in MiB.
 const DISKS: [(&str, u64); 2] = [("vda", 24), ("sda", 8)];
 /// The call in which libvirt fixes the moment.
@@ -23,16 +29,21 @@ struct Rig {
     lab: Lab,
 }
 
-/// A guest's writes by a monitor that libvirt does not use, the same in every run of the tests.
+/// What is asked of QEMU by a monitor that libvirt does not use, and a guest's writes by it, the same in every run of the tests.
 struct Guest {
     monitor: Qmp,
     disks: Vec<Disk>,
     done: u64,
+    /// A real guest writes itself, and is frozen by its agent at each moment.
+    serial: Option<Serial>,
 }
 
 impl Guest {
     /// Writes a few KiB somewhere, or discards them.
     fn write(&mut self) {
+        if self.serial.is_some() {
+            return;
+        }
         self.done += 1;
         let random = self.done.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let number = usize::from(random >> 60 & 1 == 0);
@@ -65,15 +76,26 @@ impl Guest {
 }
 
 impl Rig {
-    /// With one full backup.
+    /// Without a guest, with one full backup.
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// With one full backup.
+    fn with(kernel: Option<&Kernel>) -> Self {
         let mut lab = Lab::new();
         let host = LibvirtHost::start(&lab.path("host"));
         lab.keepmark = lab.keepmark.clone().env("LIBVIRT_DEFAULT_URI", &host.uri());
         lab.ok(&["init"]);
-        let disks: Vec<Disk> = DISKS.map(|(name, mib)| image(&lab, name, mib)).into();
-        let domain = disks.iter().cloned().fold(host.domain(NAME).monitor(), |domain, disk| domain.disk(disk)).start();
-        let guest = Guest { monitor: domain.monitor(), disks, done: 0 };
+        let disks: Vec<Disk> = DISKS.map(|(name, mib)| image(&lab, name, mib, kernel.is_some())).into();
+        let builder = disks.iter().cloned().fold(host.domain(NAME).monitor(), keepmark_testkit::DomainBuilder::disk);
+        let booted = kernel.map(|kernel| builder.clone().guest(kernel).agent().mount(&["vda", "sda"]).writer("sda", 20));
+        let domain = booted.unwrap_or(builder).start();
+        let serial = kernel.map(|_| domain.wait_ready());
+        if serial.is_some() {
+            wait_for("the guest's agent", PATIENCE, || domain.try_virsh("domtime", &[]).ok());
+        }
+        let guest = Guest { monitor: domain.monitor(), disks, done: 0, serial };
         let mut rig = Self { guest, host, lab };
         rig.next_backup();
         rig
@@ -83,17 +105,36 @@ impl Rig {
         self.host.defined(NAME)
     }
 
+    /// After its QEMU was killed.
+    fn start_again(&mut self) {
+        if self.domain().state() == "running" {
+            return;
+        }
+        self.domain().start();
+        self.guest.monitor = self.domain().monitor();
+    }
+
+    /// A real guest goes on by itself.
+    #[track_caller]
+    fn wait_writes(&mut self) {
+        let serial = self.guest.serial.as_mut().unwrap();
+        serial.wait_writes(2, WRITES_AGAIN_MAX);
+        serial.assert_unharmed();
+    }
+
     fn write_some(&mut self) {
         (0..8).for_each(|_| self.guest.write());
     }
 
-    /// A backup that nobody disturbs, and its truth.
+    /// A backup that nobody disturbs while the guest writes on; what it says of itself.
     #[track_caller]
     fn next_backup(&mut self) -> Value {
-        let truth = self.guest.truth(&self.lab);
-        let finished = self.lab.keepmark.backup(NAME, &[]);
-        self.lab.published(&finished, truth);
-        finished
+        let (trace, truth) = self.struck_backup(|effect| effect.starts_with("libvirt "), None, &mut |_| Fate::Spared);
+        let printed = self.lab.printed();
+        assert_eq!(trace.code, Some(0), "{printed}");
+        assert!(self.lab.look(truth), "{printed}");
+        let events = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["event"] == "finished").last().unwrap()
     }
 
     /// A backup that is struck at `cut`; the guest writes before every effect of it. Gives the truth of its moment, if it came so far.
@@ -108,12 +149,16 @@ impl Rig {
         let Self { guest, host, lab } = self;
         let mut truth = None;
         let mut meanwhile = |effect: &str| {
+            // Its QEMU may have been killed.
+            if host.qemu(NAME).is_none() {
+                return;
+            }
             guest.write();
             if effect == BEGIN {
                 truth = Some(guest.truth(lab));
             }
         };
-        let script = Script { root: lab.root(), counts, cut, meanwhile: &mut meanwhile, strike: &mut |_| strike(host) };
+        let script = Script { root: lab.root(), counts, cut, meanwhile: &mut meanwhile, goes_on: true, strike: &mut |_| strike(host) };
         (tracer::run(&command, script), truth)
     }
 
@@ -122,7 +167,7 @@ impl Rig {
         let (trace, truth) = self.struck_backup(counts, None, &mut |_| Fate::Spared);
         assert_eq!(trace.code, Some(0), "{}", self.lab.printed());
         assert!(trace.effects.iter().any(|effect| effect == BEGIN), "{:#?}", trace.effects);
-        assert!(self.lab.look(truth));
+        assert!(self.lab.look(truth), "{}", self.lab.printed());
         self.lab.compare_newest(1);
         trace.effects
     }
@@ -167,21 +212,45 @@ impl Rig {
     }
 }
 
-fn image(lab: &Lab, name: &str, mib: u64) -> Disk {
+fn image(lab: &Lab, name: &str, mib: u64, is_mounted: bool) -> Disk {
     let file = lab.path(&format!("{name}.qcow2"));
-    image::create(&file, Format::Qcow2, mib * MIB);
-    image::fill_random(&file, Format::Qcow2, mib, MIB, 3 << 20);
+    if is_mounted {
+        image::mkfs_ext4(&file, Format::Qcow2, mib.max(24) * MIB, None);
+    } else {
+        image::create(&file, Format::Qcow2, mib * MIB);
+        image::fill_random(&file, Format::Qcow2, mib, MIB, 3 << 20);
+    }
     Disk::qcow2(name, &file)
 }
 
-#[test]
-fn keepmark_killed_at_effects_of_a_domain_s_backup() {
-    let mut rig = Rig::new();
+/// What concerns libvirt, and what the store does in between.
+fn counts(effect: &str) -> bool {
+    let of_the_store = ["create store/tmp", "rename store/data", "rename store/index", "rename store/snapshots"];
+    ["libvirt ", "watchdog ", "start "].iter().any(|kind| effect.starts_with(kind))
+        || effect.ends_with(" scratch")
+        || effect.ends_with(" run")
+        || of_the_store.contains(&effect)
+}
+
+/// Strikes at a share of the effects; `after` is what is done when keepmark has ended.
+fn campaign(
+    name: &str,
+    mut rig: Rig,
+    counts: fn(&str) -> bool,
+    share: usize,
+    mut strike: impl FnMut(&LibvirtHost) -> Fate + Send,
+    after: fn(&mut Rig),
+) {
     let mut table = Table::default();
-    let effects = rig.effects(|_| true);
-    for cut in cuts(&effects, 6) {
-        let (trace, truth) = rig.struck_backup(|_| true, Some(cut), &mut |_| Fate::Killed);
+    let effects = rig.effects(counts);
+    for cut in cuts(&effects, share) {
+        let (trace, truth) = rig.struck_backup(counts, Some(cut), &mut strike);
+        after(&mut rig);
         let was_published = rig.lab.look(truth);
+        let struck = trace.struck.clone().unwrap_or_default();
+        // Who was not killed says truly whether there is a backup.
+        let is_told = trace.code.is_none() || was_published == matches!(trace.code, Some(0 | 3));
+        assert!(is_told, "{struck}: {:?} {}", trace.code, rig.lab.printed());
         let outcome = rig.recover(was_published);
         match trace.struck {
             Some(effect) => table.note(&effect, cut.moment, &outcome),
@@ -189,5 +258,36 @@ fn keepmark_killed_at_effects_of_a_domain_s_backup() {
         }
     }
     rig.lab.compare_all();
-    table.print("keepmark killed, libvirt domain");
+    table.print(name);
+}
+
+#[test]
+fn keepmark_killed_at_effects_of_a_domain_s_backup() {
+    campaign("keepmark killed, libvirt domain", Rig::new(), |_| true, 4, |_| Fate::Killed, |_| ());
+}
+
+#[test]
+fn libvirtd_killed_at_effects_of_a_domain_s_backup() {
+    let strike = |host: &LibvirtHost| {
+        host.kill_libvirtd();
+        host.restart_libvirtd();
+        Fate::Spared
+    };
+    campaign("libvirtd killed and restarted", Rig::new(), counts, 3, strike, |_| ());
+}
+
+#[test]
+fn qemu_killed_at_effects_of_a_domain_s_backup() {
+    let strike = |host: &LibvirtHost| {
+        host.kill_qemu(NAME);
+        Fate::Spared
+    };
+    campaign("QEMU killed, libvirt domain", Rig::new(), counts, 2, strike, Rig::start_again);
+}
+
+/// The guest's file systems are frozen by its agent through libvirt: whoever dies, they are thawed.
+#[test]
+fn keepmark_killed_at_effects_on_a_real_guest_s_domain() {
+    let rig = Rig::with(Some(&Kernel::build()));
+    campaign("keepmark killed, libvirt domain, real guest", rig, counts, 2, |_| Fate::Killed, Rig::wait_writes);
 }

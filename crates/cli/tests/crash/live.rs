@@ -117,16 +117,9 @@ impl Rig {
         let vm = self.through().vm();
         let command = self.lab.keepmark.command(&[&["backup", &vm, "--json"], arguments].concat());
         let (qemu, writes) = (&mut self.qemu, &mut self.writes);
-        tracer::run(
-            &command,
-            Script {
-                root: self.lab.root(),
-                counts,
-                cut,
-                meanwhile: &mut |_| writes.iter_mut().for_each(|writes| writes.one(qemu)),
-                strike,
-            },
-        )
+        let mut meanwhile = |_: &str| writes.iter_mut().for_each(|writes| writes.one(qemu));
+        let script = Script { root: self.lab.root(), counts, cut, meanwhile: &mut meanwhile, goes_on: false, strike };
+        tracer::run(&command, script)
     }
 
     /// The effects of an undisturbed backup.

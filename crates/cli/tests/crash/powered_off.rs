@@ -73,7 +73,7 @@ impl Images {
 
     fn struck_backup(&self, cut: Option<Cut>, strike: &mut (dyn FnMut(u32) -> Fate + Send)) -> Trace {
         let command = self.lab.keepmark.command(&["backup", &self.vm, "--name", "web", "--json"]);
-        tracer::run(&command, Script { root: self.lab.root(), counts: |_| true, cut, meanwhile: &mut |_| (), strike })
+        tracer::run(&command, Script { root: self.lab.root(), counts: |_| true, cut, meanwhile: &mut |_| (), goes_on: false, strike })
     }
 
     /// Fails the test if an image carries anything of ours but one checkpoint.

@@ -46,7 +46,7 @@ impl Backup {
     fn restore(&self, arguments: &[&str], cut: Option<Cut>) -> Trace {
         let command = self.lab.keepmark.command(&[&["restore", "web@latest"], arguments].concat());
         let counts = |effect: &str| effect.ends_with(" restored") || effect.ends_with(" device") || effect == "start process";
-        let script = Script { root: self.lab.root(), counts, cut, meanwhile: &mut |_| (), strike: &mut |_| Fate::Killed };
+        let script = Script { root: self.lab.root(), counts, cut, meanwhile: &mut |_| (), goes_on: false, strike: &mut |_| Fate::Killed };
         let trace = tracer::run(&command, script);
         assert!(trace.code == Some(0) || trace.struck.is_some(), "{}", self.lab.printed());
         trace

@@ -44,6 +44,8 @@ pub struct Script<'a> {
     pub cut: Option<Cut>,
     /// Called while the program's main thread stands before any effect, with its name: it says nothing to QEMU meanwhile.
     pub meanwhile: &'a mut (dyn FnMut(&str) + Send),
+    /// Whether that goes on after the strike.
+    pub goes_on: bool,
     /// Called at the cut with the program's process.
     pub strike: &'a mut (dyn FnMut(u32) -> Fate + Send),
 }
@@ -147,7 +149,7 @@ impl<'a> Tracer<'a> {
     fn at_entry(&mut self, thread: Pid, call: &Call) {
         let effect = if self.is_running { call.effect(self.script.root) } else { None };
         let Some(effect) = effect.filter(|effect| (self.script.counts)(&effect.name)) else { return };
-        if self.trace.struck.is_none() && self.pending.is_none() && thread == self.main {
+        if (self.trace.struck.is_none() || self.script.goes_on) && self.pending.is_none() && thread == self.main {
             (self.script.meanwhile)(&effect.name);
         }
         let number = self.trace.effects.len();
