@@ -4,8 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use keepmark_model::DiskName;
 use keepmark_model::facts::{DiskFacts, SkippedDisk};
+use keepmark_model::names::TEMPORARY_PREFIX;
 use keepmark_model::seam::{PointDisk, PointRequest};
 use keepmark_qemu::disks::Disk;
+use keepmark_qemu::disks::reply::Node;
 
 use crate::api::View;
 use crate::error::Result;
@@ -20,9 +22,17 @@ pub(crate) struct Look {
     pub(crate) skipped: Vec<SkippedDisk>,
     // Bytes of the image in each of QEMU's nodes.
     sizes: HashMap<String, u64>,
+    // Nodes of scratch images of ours, with their drivers.
+    scratch: Vec<(String, String)>,
 }
 
 impl Look {
+    /// Nodes of scratch images of ours, those of formats first: libvirt forgets them if it is killed while a backup begins or ends.
+    pub(crate) fn scratch_nodes(&self) -> Vec<&str> {
+        let (files, formats): (Vec<_>, Vec<_>) = self.scratch.iter().partition(|(_, driver)| driver == "file");
+        formats.into_iter().chain(files).map(|(node, _)| node.as_str()).collect()
+    }
+
     /// Disks whose images below have another size: QEMU cannot unite their bitmaps, so everything counts as changed.
     pub(crate) fn uneven(&self, request: &PointRequest) -> BTreeSet<DiskName> {
         let is_uneven = |wanted: &&PointDisk| {
@@ -39,8 +49,10 @@ pub(crate) fn look(link: &mut Link) -> Result<Look> {
     let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
     let survey = monitor::look(link)?;
     let (disks, skipped) = disks::join(&xml, &survey);
+    let is_scratch = |node: &&Node| node.file.split(['/', '"']).any(|part| part.starts_with(TEMPORARY_PREFIX));
+    let scratch = survey.nodes.iter().filter(is_scratch).map(|node| (node.node_name.clone(), node.drv.clone())).collect();
     let sizes = survey.nodes.into_iter().map(|node| (node.node_name, node.image.virtual_size)).collect();
-    Ok(Look { xml, disks, skipped, sizes })
+    Ok(Look { xml, disks, skipped, sizes, scratch })
 }
 
 /// Its disks alone.

@@ -1,6 +1,7 @@
 //! Questions to QEMU's monitor through libvirt, for what libvirt has no call for: which bitmaps are on which image.
 //!
-//! Only questions: nothing here changes anything (docs/decisions/0004). libvirt marks the domain as tainted by it (`custom-monitor`).
+//! Only questions, with one exception: nodes of a dead backup's scratch images, which libvirt has forgotten and has no call for
+//! (docs/decisions/0004). libvirt marks the domain as tainted by it (`custom-monitor`).
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -47,6 +48,11 @@ pub(crate) fn version(link: &mut Link) -> Result<Version> {
     Ok(Version { major: part("major"), minor: part("minor"), micro: part("micro") })
 }
 
+/// Removes nodes that nothing uses: QEMU refuses what is in use. Those of an image come before that of its file.
+pub(crate) fn remove_nodes(link: &mut Link, nodes: &[&str]) -> Result<()> {
+    nodes.iter().try_for_each(|node| ask::<Value>(link, "blockdev-del", json!({ "node-name": node })).map(drop))
+}
+
 /// The unix sockets of QEMU's character devices: (label, path).
 pub(crate) fn sockets(link: &mut Link) -> Result<Vec<(String, String)>> {
     let devices: Vec<Value> = ask(link, "query-chardev", Value::Null)?;
@@ -82,13 +88,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_questions_are_asked_and_only_here() {
+    fn only_questions_are_asked_but_for_one_exception_and_only_here() {
         let shipped = include_str!("monitor.rs").split("#[cfg(test)]").next().unwrap();
         let asked: Vec<&str> = shipped.split("ask(link, \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         assert!(
             asked.len() >= 6 && asked.iter().all(|command| command.starts_with("query-") || command.starts_with("x-debug-query-")),
             "{asked:?}"
         );
+        let told: Vec<&str> = shipped.split("ask::<Value>(link, \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(told, ["blockdev-del"]);
         let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap().map(|entry| entry.unwrap().path());
         let users = sources.filter(|path| path.is_file() && std::fs::read_to_string(path).unwrap().contains("ask_monitor("));
         assert_eq!(users.map(|path| path.file_name().unwrap().to_owned()).collect::<Vec<_>>(), ["monitor.rs"]);

@@ -17,6 +17,7 @@ use crate::watched::Watched;
 use crate::xml::backup;
 
 const END_WAIT: Duration = Duration::from_secs(30);
+const END_ASKED_AGAIN: Duration = Duration::from_secs(2);
 const END_POLL: Duration = Duration::from_millis(5);
 
 /// A running pull backup of ours.
@@ -79,19 +80,29 @@ impl Drop for Point<'_> {
 /// Ends the running backup if its server's socket is ours; says whether there was one.
 pub(crate) fn end_backup(link: &mut Link, is_ours: impl Fn(&str) -> bool) -> Result<bool> {
     let Some(xml) = running(link, &is_ours)? else { return Ok(false) };
-    match link.attempt(Domain::abort_job)? {
-        // It has ended by itself, or is a headless one.
-        Err(fault) if fault.kind == Kind::Invalid => end_headless(link, &backup::targets(&xml), &is_ours)?,
-        other => other?,
-    }
-    let end = Instant::now() + END_WAIT;
+    abort(link, &xml, &is_ours)?;
+    let begun = Instant::now();
+    let mut asked = begun;
     while running(link, &is_ours)?.is_some() {
-        if Instant::now() >= end {
+        if begun.elapsed() >= END_WAIT {
             return Err(Error::NotEnded { domain: link.name().to_owned(), seconds: END_WAIT.as_secs() });
+        }
+        if asked.elapsed() >= END_ASKED_AGAIN {
+            // A libvirtd that was killed after its answer has forgotten that it was asked. What counts is whether it ends in time.
+            drop(abort(link, &xml, &is_ours));
+            asked = Instant::now();
         }
         std::thread::sleep(END_POLL);
     }
     Ok(true)
+}
+
+fn abort(link: &mut Link, xml: &str, is_ours: &impl Fn(&str) -> bool) -> Result<()> {
+    match link.attempt(Domain::abort_job)? {
+        // It has ended by itself, or is a headless one.
+        Err(fault) if fault.kind == Kind::Invalid => end_headless(link, &backup::targets(xml), is_ours),
+        other => Ok(other?),
+    }
 }
 
 // When libvirt cannot store the checkpoint's record it forgets the domain's job but not the backup: its disks' jobs go on for ever,

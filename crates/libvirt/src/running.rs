@@ -89,8 +89,13 @@ impl Running {
         if let Some(folder) = private_folder(&mut self.link)? {
             sweep_sockets(&folder);
         }
-        let disks = facts(&mut self.link)?;
-        let healed = checkpoints::heal(&mut self.link, &disks)?;
+        let look = look(&mut self.link)?;
+        let forgotten = look.scratch_nodes();
+        if !forgotten.is_empty() {
+            monitor::remove_nodes(&mut self.link, &forgotten)?;
+            said.push("scratch images in QEMU, which libvirt has forgotten".into());
+        }
+        let healed = checkpoints::heal(&mut self.link, &facts_of(look.disks))?;
         self.told_libvirt = true;
         if !self.options.hide_checkpoints {
             said.extend(healed);

@@ -14,6 +14,10 @@ pub fn cuts(effects: &[String], share: usize) -> Vec<Cut> {
         println!("{} effects", effects.len());
         return (0..effects.len()).flat_map(|number| MOMENTS.map(|moment| Cut { number, moment })).collect();
     }
+    if let Ok(part) = std::env::var("KEEPMARK_CRASH_AT") {
+        let wanted = (0..effects.len()).filter(|number| effects[*number].contains(&part));
+        return wanted.flat_map(|number| MOMENTS.map(|moment| Cut { number, moment })).collect();
+    }
     let seed = seed();
     println!("{} effects, KEEPMARK_CRASH_SEED={seed}", effects.len());
     pick(effects, wish.parse().unwrap_or(share), seed)
@@ -34,7 +38,8 @@ fn pick(effects: &[String], share: usize, seed: usize) -> Vec<Cut> {
     (0..share).map(pick).collect()
 }
 
-fn seed() -> usize {
+/// Another number each time, or the one that is wished.
+pub fn seed() -> usize {
     let given = std::env::var("KEEPMARK_CRASH_SEED").ok().and_then(|text| text.parse().ok());
     given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_micros() as usize))
 }

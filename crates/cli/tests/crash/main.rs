@@ -5,6 +5,7 @@
 //!
 //! `KEEPMARK_CRASH=all` (`make crash`) strikes at every effect, both before and after; otherwise each campaign takes a share
 //! of them (`KEEPMARK_CRASH=N`: N strikes), another one each time. `KEEPMARK_CRASH_SEED` repeats a share.
+//! `KEEPMARK_CRASH_AT=PART`: only effects with this part in their names.
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 #![expect(clippy::print_stdout, reason = "a campaign tells what it did")]
 
