@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::wait_for;
@@ -74,7 +74,7 @@ impl Stage {
 
     /// The running domain `vm` with the disks `vda` and `sda`.
     pub fn domain(&self) -> Domain<'_> {
-        self.host.domain("vm").disk(self.disk("vda")).disk(self.disk("sda")).start()
+        self.host.domain("vm").monitor().disk(self.disk("vda")).disk(self.disk("sda")).start()
     }
 
     /// The same, backed up once.
@@ -171,6 +171,23 @@ impl Stage {
         Midway { running }
     }
 
+    /// Starts a full backup and stops it while it reads: something of the frozen moment is on its way into the store, and not all.
+    #[track_caller]
+    pub fn reading(&self, domain: &Domain<'_>) -> Midway {
+        let running = self.keepmark.spawn(&["backup", domain.name(), "--json", "--kind", "full"]);
+        soon("data of a frozen moment in the store", || self.has_socket() && files(&self.path("store/tmp")).any(|bytes| bytes > 0));
+        running.process.signal(Signal::STOP);
+        assert!(domain.backup_socket().is_some(), "all of it was read already");
+        Midway { running }
+    }
+
+    /// Whether libvirt has made a scratch image.
+    pub fn has_scratch_image(&self) -> bool {
+        let runs = std::fs::read_dir(self.path("scratch")).into_iter().flatten().flatten();
+        runs.flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten())
+            .any(|entry| entry.path().extension().is_some_and(|extension| extension == "qcow2"))
+    }
+
     fn has_socket(&self) -> bool {
         ["run", "scratch"].iter().any(|name| holds_socket(&self.path(name)))
     }
@@ -234,6 +251,21 @@ fn holds_socket(folder: &Path) -> bool {
         Ok(kind) => kind.is_socket(),
         Err(_) => false,
     })
+}
+
+/// Sizes of the files in a folder.
+fn files(folder: &Path) -> impl Iterator<Item = u64> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| Some(entry.metadata().ok()?.len()))
+}
+
+/// Waits for what lasts for milliseconds only.
+#[track_caller]
+pub fn soon(what: &str, mut is_there: impl FnMut() -> bool) {
+    let end = Instant::now() + TIMEOUT;
+    while !is_there() {
+        assert!(Instant::now() < end, "{what}: not within {TIMEOUT:?}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
 
 /// What a finished backup says of a disk.
