@@ -1,8 +1,10 @@
 //! libvirtd, QEMU or keepmark dies, and libvirt's memory is lost: the next backup succeeds without hands and is right.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use keepmark_testkit::Domain;
+use keepmark_testkit::process::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
