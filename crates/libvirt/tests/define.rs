@@ -63,6 +63,7 @@ fn a_restarted_libvirtd_is_found_again_and_a_domain_made_meanwhile_is_not_replac
         Destination::open(order).unwrap().plan(&backup, Vec::new(), &mut || 1).unwrap()
     };
     let (first, second) = (plan("first"), plan("second"));
+    host.kill_libvirtd();
     host.restart_libvirtd();
     assert_eq!(first.define(&backup).unwrap().uuid, "3c0ad6a6-6a2e-4c5d-9f0e-1a2b3c4d5e6f");
     host.virsh(&["desc", "vm", "--config", "--new-desc", "somebody's"]);
