@@ -11,7 +11,8 @@ use crate::process::{Owned, wait_for};
 use crate::{OrFail, fail};
 
 const SCRIPT: &str = include_str!("namespace.sh");
-const TIMEOUT: Duration = Duration::from_secs(20);
+// libvirtd that is told to end waits up to 30 s for what it is still doing.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Namespaces that last as long as this value. Dropping it, or the death of the test, ends every process in them.
 #[derive(Debug)]
