@@ -1,18 +1,19 @@
 //! A checkpoint without a backup: a moment from which on changes are counted.
 
 use keepmark_model::choice::DiskChoice;
+use keepmark_model::facts::DiskFacts;
 use keepmark_model::seam::{Freeze, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result};
 use keepmark_model::{CheckpointName, Failure, FailureClass, StoreId};
 
-use crate::Surroundings;
+use crate::{Error, Surroundings};
 
 /// In the place of the store that a checkpoint is for: no backup builds on it, and it goes by age as a lost store's does.
 const NO_STORE: &str = "none";
 
-/// Starts a checkpoint on all disks at one moment.
+/// Starts a checkpoint on all disks at one moment; a disk that can have none is a finding.
 ///
 /// # Errors
-/// When the VM refuses; then nothing is left.
+/// When the VM refuses, or no disk of it can have one; then nothing is left.
 pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, monitor: &dyn Monitor) -> Result<(CheckpointName, Moment)> {
     vm.clean_up()?.iter().for_each(|removed| monitor.note(&format!("left over by an earlier run, removed: {removed}")));
     let facts = vm.facts()?;
@@ -28,5 +29,14 @@ pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, 
     let moment = point.moment().clone();
     moment.findings.iter().for_each(|finding| monitor.finding(finding));
     point.release()?;
+    let (with, without): (Vec<_>, Vec<_>) = vm.facts()?.disks.into_iter().partition(|disk| has(disk, &name));
+    if with.is_empty() {
+        return Err(Error::NoCheckpoint.into());
+    }
+    without.iter().for_each(|disk| monitor.finding(&format!("disk {} can have no checkpoint", disk.name)));
     Ok((name, moment))
+}
+
+fn has(disk: &DiskFacts, name: &CheckpointName) -> bool {
+    disk.layers.iter().flat_map(|layer| &layer.bitmaps).any(|bitmap| bitmap.name == name.as_str())
 }

@@ -36,6 +36,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// No disk of the VM can hold a bitmap where one was to begin.
+    #[error("no disk of the VM can have a checkpoint")]
+    NoCheckpoint,
     /// The backup has no such disk.
     #[error("the backup has no disk {name} (it has: {known})")]
     UnknownDisk {
@@ -70,7 +73,7 @@ impl Error {
     fn class(&self) -> FailureClass {
         match self {
             Self::Interrupted => FailureClass::Interrupted,
-            Self::UnknownDisk { .. } | Self::Target { .. } => FailureClass::Usage,
+            Self::UnknownDisk { .. } | Self::Target { .. } | Self::NoCheckpoint => FailureClass::Usage,
             Self::TargetExists { .. } | Self::Io { .. } | Self::UnexpectedRead { .. } | Self::SizeChanged { .. } => FailureClass::Failed,
         }
     }
@@ -79,6 +82,7 @@ impl Error {
         match self {
             Self::TargetExists { .. } => Some("choose another place, or overwrite it with --force"),
             Self::SizeChanged { .. } => Some("run the backup again"),
+            Self::NoCheckpoint => Some("convert an image to qcow2 (compat=1.1); 'keepmark doctor VM' tells of each disk"),
             Self::Interrupted | Self::Target { .. } | Self::Io { .. } | Self::UnknownDisk { .. } | Self::UnexpectedRead { .. } => None,
         }
     }

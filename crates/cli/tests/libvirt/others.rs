@@ -1,8 +1,8 @@
 //! Checkpoints and bitmaps of others on the same domain: they go on, and so do we.
 
-use keepmark_testkit::Domain;
-use keepmark_testkit::image::Format;
+use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::{output, run};
+use keepmark_testkit::{Disk, Domain};
 
 use crate::stage::{MIB, Marks, Stage};
 
@@ -77,4 +77,22 @@ fn virtnbdbackup_goes_on_with_a_chain_of_its_own_where_ours_is_hidden() {
     stage.judge_hidden(&domain, "incremental");
     stage.keepmark.configure("");
     stage.judge(&domain, "incremental", &[]);
+}
+
+#[test]
+fn a_checkpoint_of_its_own_is_one_of_libvirts_and_a_disk_without_is_said() {
+    let stage = Stage::new();
+    let raw = stage.path("vdb.raw");
+    image::create(&raw, Format::Raw, 4 * MIB);
+    let domain = stage.host.domain("vm").disk(stage.disk("vda")).disk(Disk::raw("vdb", &raw)).start();
+    let run = stage.keepmark.exits(&["checkpoint", "create", "vm", "--json"], 3);
+    assert_eq!(domain.checkpoints(), [run.event("created")["checkpoint"].as_str().unwrap()]);
+    assert!(run.stderr.contains("disk vdb can have no checkpoint"), "{}", run.stderr);
+    stage.keepmark.ok(&["checkpoint", "delete", "vm"]);
+    assert_eq!(domain.checkpoints(), [] as [&str; 0]);
+    domain.destroy();
+    domain.virsh("detach-disk", &["vda", "--config"]);
+    domain.start();
+    let refused = stage.keepmark.exits(&["checkpoint", "create", "vm"], 2);
+    assert!(refused.stderr.contains("no disk of the VM can have a checkpoint") && refused.stderr.contains("Hint: "), "{}", refused.stderr);
 }
