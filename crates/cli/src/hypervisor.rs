@@ -101,8 +101,7 @@ pub fn domains(_: &Context) -> Result<Vec<String>, Failure> {
 #[cfg(feature = "libvirt")]
 pub fn hindrances(context: &Context, place: &VmPlace) -> Result<Vec<(String, String)>, Failure> {
     let VmPlace::Libvirt(domain) = place else { return Ok(Vec::new()) };
-    let options = keepmark_libvirt::Options { uri: context.global.connect.clone(), ..domain_options(context, domain) };
-    Ok(keepmark_libvirt::hindrances(&options)?.into_iter().map(|found| (found.text, found.help)).collect())
+    Ok(keepmark_libvirt::hindrances(&domain_options(context, domain))?.into_iter().map(|found| (found.text, found.help)).collect())
 }
 
 /// What is in the way of a VM's backups: nothing that can be told without libvirt.
@@ -116,16 +115,17 @@ pub fn hindrances(_: &Context, _: &VmPlace) -> Result<Vec<(String, String)>, Fai
 
 #[cfg(feature = "libvirt")]
 fn domain_options(context: &Context, domain: &str) -> keepmark_libvirt::Options {
-    keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir())
+    let uri = context.global.connect.clone();
+    keepmark_libvirt::Options { uri, ..keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir()) }
 }
 
 #[cfg(feature = "libvirt")]
 fn open_domain(context: &Context, domain: &str, name: Option<String>, uuid: Option<String>) -> Result<Box<dyn Hypervisor>, Failure> {
     let defaults = domain_options(context, domain);
-    let (uri, watchdog) = (context.global.connect.clone(), Some(watchdog()?));
+    let watchdog = Some(watchdog()?);
     let hide_checkpoints = context.config.hide_libvirt_checkpoints.unwrap_or(false);
     let user = crate::context::libvirt_folders();
-    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { uri, watchdog, name, uuid, hide_checkpoints, user, ..defaults })?)
+    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { watchdog, name, uuid, hide_checkpoints, user, ..defaults })?)
 }
 
 #[cfg(not(feature = "libvirt"))]

@@ -15,7 +15,7 @@ use keepmark_model::seam::{
     BackupReader, BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile,
     Store,
 };
-use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, Failure, FailureClass, VmId};
+use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, VmId};
 
 use crate::audit::Audit;
 use crate::capture::{Captured, capture};
@@ -57,8 +57,14 @@ pub fn outlook(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, mo
     let facts = vm.facts()?;
     let (sequence, damaged) = store.backups(Some(&facts.identity.id()))?;
     damaged.iter().for_each(|text| monitor.finding(text));
-    let plan = plan(&facts, &sequence, request).map_err(|error| Failure::new(FailureClass::Usage, error))?;
+    let plan = plan(&facts, &sequence, request)?;
     Ok(Outlook { facts, sequence, plan })
+}
+
+/// Removes what a dead run has left in a VM, and says so.
+pub(crate) fn clean_up(vm: &mut dyn Hypervisor, monitor: &dyn Monitor) -> Result<()> {
+    vm.clean_up()?.iter().for_each(|removed| monitor.note(&format!("left over by an earlier run, removed: {removed}")));
+    Ok(())
 }
 
 /// Backs a VM up.
@@ -73,7 +79,7 @@ pub fn backup(
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
     let started = (world.elapsed)();
-    vm.clean_up()?.iter().for_each(|removed| monitor.note(&format!("left over by an earlier run, removed: {removed}")));
+    clean_up(vm, monitor)?;
     let outlook = outlook(vm, store, &job.request, monitor)?;
     let run = Run { outlook: &outlook, job, store, world, monitor, started };
     let checkpoint = outlook.plan.checkpoint.then(|| CheckpointName::make((world.now)(), &store.id(), (world.random)()));
@@ -130,7 +136,7 @@ impl Run<'_> {
         PointRequest {
             disks: self.outlook.plan.disks.iter().map(point_disk).collect(),
             checkpoint: checkpoint.cloned(),
-            run: format!("{:08x}", (self.world.random)()),
+            run: self.world.run(),
             freeze: self.job.freeze,
         }
     }

@@ -3,8 +3,9 @@
 use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::DiskFacts;
 use keepmark_model::seam::{Freeze, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result};
-use keepmark_model::{CheckpointName, Failure, FailureClass, StoreId};
+use keepmark_model::{CheckpointName, StoreId};
 
+use crate::backup::clean_up;
 use crate::{Error, Surroundings};
 
 /// In the place of the store that a checkpoint is for: no backup builds on it, and it goes by age as a lost store's does.
@@ -15,14 +16,14 @@ const NO_STORE: &str = "none";
 /// # Errors
 /// When the VM refuses, or no disk of it can have one; then nothing is left.
 pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, monitor: &dyn Monitor) -> Result<(CheckpointName, Moment)> {
-    vm.clean_up()?.iter().for_each(|removed| monitor.note(&format!("left over by an earlier run, removed: {removed}")));
+    clean_up(vm, monitor)?;
     let facts = vm.facts()?;
-    let disks = DiskChoice::All.of(&facts).map_err(|error| Failure::new(FailureClass::Usage, error))?;
+    let disks = DiskChoice::All.of(&facts)?;
     let name = CheckpointName::make((world.now)(), &StoreId::new(NO_STORE), (world.random)());
     let request = PointRequest {
         disks: disks.into_iter().map(|disk| PointDisk { name: disk.name.clone(), since: None }).collect(),
         checkpoint: Some(name.clone()),
-        run: format!("{:08x}", (world.random)()),
+        run: world.run(),
         freeze,
     };
     let point = vm.begin(&request)?;
@@ -38,5 +39,5 @@ pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, 
 }
 
 fn has(disk: &DiskFacts, name: &CheckpointName) -> bool {
-    disk.layers.iter().flat_map(|layer| &layer.bitmaps).any(|bitmap| bitmap.name == name.as_str())
+    disk.bitmaps().any(|bitmap| bitmap.name == name.as_str())
 }

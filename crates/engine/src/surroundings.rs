@@ -14,3 +14,10 @@ pub struct Surroundings<'a> {
     /// Fresh random bits at every call.
     pub random: &'a (dyn Fn() -> u32 + Sync),
 }
+
+impl Surroundings<'_> {
+    /// What tells one run's temporary names from another's: eight hexadecimal digits, new at every call.
+    pub(crate) fn run(&self) -> String {
+        format!("{:08x}", (self.random)())
+    }
+}

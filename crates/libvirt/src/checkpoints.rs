@@ -47,7 +47,7 @@ pub(crate) fn repairs(disks: &[DiskFacts], known: &[String]) -> Repairs {
 fn present(disks: &[DiskFacts]) -> BTreeMap<CheckpointName, Orphan> {
     let mut found: BTreeMap<CheckpointName, Orphan> = BTreeMap::new();
     for disk in disks {
-        let names = disk.layers.iter().flat_map(|layer| &layer.bitmaps).filter_map(|bitmap| CheckpointName::parse(&bitmap.name).ok());
+        let names = disk.bitmaps().filter_map(|bitmap| CheckpointName::parse(&bitmap.name).ok());
         let names: BTreeSet<CheckpointName> = names.collect();
         for name in names {
             let is_whole = recorded(disk, &name).is_ok();
@@ -79,16 +79,18 @@ pub(crate) fn free(link: &mut Link, disks: &[DiskFacts], name: &CheckpointName) 
 /// Makes libvirt and QEMU agree about a running domain's checkpoints of ours; says in words what was done.
 pub(crate) fn heal(link: &mut Link, disks: &[DiskFacts]) -> Result<Vec<String>> {
     let repairs = repairs(disks, &known(link)?);
-    let mut said = Vec::new();
-    for name in &repairs.forget {
-        forget(link, name)?;
-        said.push(format!("libvirt's record of checkpoint {name}, whose bitmaps are gone"));
-    }
+    let mut said = forget_gone(link, &repairs)?;
     for orphan in &repairs.adopt {
         adopt(link, disks, orphan)?;
         said.push(format!("the disagreement about checkpoint {}: libvirt knows its bitmaps again", orphan.name));
     }
     Ok(said)
+}
+
+/// Makes libvirt forget checkpoints whose bitmaps are nowhere; says which.
+pub(crate) fn forget_gone(link: &mut Link, repairs: &Repairs) -> Result<Vec<String>> {
+    let said = |name: &CheckpointName| format!("libvirt's record of checkpoint {name}, whose bitmaps are gone");
+    repairs.forget.iter().map(|name| forget(link, name).map(|()| said(name))).collect()
 }
 
 /// Makes libvirt forget a checkpoint that it may know; bitmaps stay.

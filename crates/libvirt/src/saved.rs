@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use keepmark_model::seam::{Definition, SavedFile};
 
@@ -27,7 +28,9 @@ pub(crate) fn definition(link: &mut Link, is_active: bool, user: &UserFolders) -
     let references = References::of(&next)?;
     let mut saved = Definition::from(vec![file(DOMAIN, next)]);
     saved.files.extend(current.map(|xml| file("domain-active.xml", xml)));
-    let firmware = parsed.firmware.iter().filter_map(|file| Some(SavedFile { name: file.role.into(), content: read(&file.path)? }));
+    // A domain that never ran has no NVRAM yet, and the files may be another host's.
+    let content = |path: &str| read(Path::new(path), FILE_BYTES_MAX).ok();
+    let firmware = parsed.firmware.iter().filter_map(|file| Some(SavedFile { name: file.role.into(), content: content(&file.path)? }));
     saved.files.extend(firmware);
     saved.files.extend(related(link, &references));
     if let Some(state) = &references.tpm {
@@ -50,10 +53,14 @@ fn file(name: &str, text: String) -> SavedFile {
     SavedFile { name: name.to_owned(), content: text.into_bytes() }
 }
 
-// A domain that never ran has no NVRAM yet, and the files may be another host's.
-fn read(path: &str) -> Option<Vec<u8>> {
-    let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= FILE_BYTES_MAX))?;
+/// The content of a file of at most `bytes_max` bytes; what keeps it from being read, in words.
+pub(crate) fn read(path: &Path, bytes_max: u64) -> std::result::Result<Vec<u8>, String> {
+    let said = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let meta = std::fs::metadata(path).map_err(said)?;
+    if !meta.is_file() || meta.len() > bytes_max {
+        return Err(format!("{} is no file of at most {bytes_max} bytes", path.display()));
+    }
     let mut content = Vec::new();
-    file.take(FILE_BYTES_MAX).read_to_end(&mut content).ok()?;
-    Some(content)
+    File::open(path).and_then(|file| file.take(bytes_max).read_to_end(&mut content)).map_err(said)?;
+    Ok(content)
 }

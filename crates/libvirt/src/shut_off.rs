@@ -54,11 +54,7 @@ impl ShutOff {
     fn heal(&mut self) -> seam::Result<Vec<String>> {
         let facts = self.offline.facts()?;
         let repairs = checkpoints::repairs(&facts.disks, &checkpoints::known(&mut self.link)?);
-        let mut said = Vec::new();
-        for name in &repairs.forget {
-            checkpoints::forget(&mut self.link, name)?;
-            said.push(format!("libvirt's record of checkpoint {name}, whose bitmaps are gone"));
-        }
+        let said = checkpoints::forget_gone(&mut self.link, &repairs)?;
         if self.hide_checkpoints {
             checkpoints::hide(&mut self.link)?;
         } else {

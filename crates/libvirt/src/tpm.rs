@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use keepmark_model::seam::{Definition, SavedFile};
 
+use crate::saved::read;
 use crate::xml::references::{TpmSource, TpmState};
 
 /// Begins the name of each saved file of the state; the rest is swtpm's own name of it.
@@ -23,13 +24,13 @@ pub(crate) fn state_folder(uuid: &str, version: Option<&str>) -> PathBuf {
 /// Adds the state to what is saved. In a folder each file is replaced as a whole by swtpm, so that it can be read at any time; a
 /// single file is written in place, so that it can be read while the domain is off. State that a secret of libvirt's encrypts stays encrypted.
 pub(crate) fn save(state: &TpmState, uuid: &str, swtpm: &Path, is_active: bool, saved: &mut Definition) {
-    let read = match &state.source {
+    let found = match &state.source {
         None => folder(&swtpm.join(state_folder(uuid, state.version.as_deref()))),
         Some(TpmSource::Dir(path)) => folder(Path::new(path)),
         Some(TpmSource::File(path)) if is_active => Err(format!("{path} is written in place while the VM runs")),
         Some(TpmSource::File(path)) => one(Path::new(path)).map(|file| vec![file]),
     };
-    match read {
+    match found {
         // A domain that never ran has none yet.
         Ok(files) if files.is_empty() && !is_active => {}
         Ok(files) if files.is_empty() => {
@@ -50,13 +51,8 @@ fn folder(path: &Path) -> Result<Vec<SavedFile>, String> {
 }
 
 fn one(path: &Path) -> Result<SavedFile, String> {
-    let said = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let meta = std::fs::metadata(path).map_err(said)?;
-    if !meta.is_file() || meta.len() > FILE_BYTES_MAX {
-        return Err(format!("{} is no file of at most {FILE_BYTES_MAX} bytes", path.display()));
-    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    Ok(SavedFile { name: format!("{PREFIX}{name}"), content: std::fs::read(path).map_err(said)? })
+    Ok(SavedFile { name: format!("{PREFIX}{name}"), content: read(path, FILE_BYTES_MAX)? })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Which of a VM's disks a backup is about.
 
 use crate::facts::{DiskFacts, VmFacts};
+use crate::failure::{Failure, FailureClass};
 use crate::names::DiskName;
 
 /// The disks that the user means.
@@ -32,6 +33,12 @@ pub enum ChoiceError {
         /// What was left out, and why.
         why: String,
     },
+}
+
+impl From<ChoiceError> for Failure {
+    fn from(error: ChoiceError) -> Self {
+        Self::new(FailureClass::Usage, error)
+    }
 }
 
 impl DiskChoice {

@@ -62,6 +62,13 @@ pub struct DiskFacts {
     pub layers: Vec<LayerFacts>,
 }
 
+impl DiskFacts {
+    /// The bitmaps of all its images, the active one's first.
+    pub fn bitmaps(&self) -> impl Iterator<Item = &BitmapFacts> {
+        self.layers.iter().flat_map(|layer| &layer.bitmaps)
+    }
+}
+
 /// Whether a disk's bitmaps outlive the process that has the image open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Persistence {

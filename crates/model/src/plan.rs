@@ -146,7 +146,7 @@ fn newest_checkpoint<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> Optio
 /// The checkpoints on a VM's disks, by name in order of time, and whether each is inconsistent wherever it is.
 #[must_use]
 pub fn present_checkpoints(facts: &VmFacts) -> Vec<(CheckpointName, bool)> {
-    let bitmaps = facts.disks.iter().flat_map(|disk| &disk.layers).flat_map(|layer| &layer.bitmaps);
+    let bitmaps = facts.disks.iter().flat_map(DiskFacts::bitmaps);
     let mut found = std::collections::BTreeMap::new();
     for bitmap in bitmaps {
         if let Ok(name) = CheckpointName::parse(&bitmap.name) {

@@ -10,7 +10,7 @@ use keepmark_model::facts::VmFacts;
 use keepmark_model::manifest::{Kind, StoredBackup};
 use keepmark_model::plan::{Request, WantedKind, plan};
 use keepmark_model::seam::{Monitor, Store};
-use keepmark_model::{Failure, FailureClass, VmId};
+use keepmark_model::{Failure, VmId};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -97,7 +97,7 @@ fn asked(context: &Context, place: &VmPlace) -> Result<VmFacts, Failure> {
 fn planned(facts: &VmFacts, backups: &[StoredBackup]) -> Result<Protection, Failure> {
     let request = Request { kind: WantedKind::Auto, checkpoint: true, disks: DiskChoice::All };
     let sequence = sequence(backups, &facts.identity.id());
-    let plan = plan(facts, &sequence, &request).map_err(|error| Failure::new(FailureClass::Usage, error))?;
+    let plan = plan(facts, &sequence, &request)?;
     let next = Next::Planned(plan.kind, plan.reason);
     Ok(Protection { next, ..protection(facts.identity.name.clone(), facts.identity.id(), sequence) })
 }

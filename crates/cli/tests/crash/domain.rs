@@ -253,10 +253,7 @@ fn campaign(
         let is_told = trace.code.is_none() || was_published == matches!(trace.code, Some(0 | 3));
         assert!(is_told, "{struck}: {:?} {}", trace.code, rig.lab.printed());
         let outcome = rig.recover(was_published);
-        match trace.struck {
-            Some(effect) => table.note(&effect, cut.moment, &outcome),
-            None => table.miss(),
-        }
+        table.count(trace.struck, cut.moment, &outcome);
     }
     rig.lab.compare_all();
     table.print(name);

@@ -53,10 +53,7 @@ fn keepmark_killed_at_effects_on_a_real_guest() {
         let outcome = rig.recover();
         rig.qemu.serial.wait_writes(2, WRITES_AGAIN_MAX);
         rig.qemu.assert_guest_unharmed();
-        match trace.struck {
-            Some(effect) => table.note(&effect, cut.moment, &outcome),
-            None => table.miss(),
-        }
+        table.count(trace.struck, cut.moment, &outcome);
     }
     rig.lab.compare_all();
     table.print("keepmark killed, real guest");

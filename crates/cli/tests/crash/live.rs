@@ -177,10 +177,7 @@ fn campaign(name: &str, arguments: &[&str], share: usize) {
     for cut in cuts(&effects, share) {
         let trace = rig.struck_backup(arguments, |_| true, Some(cut), &mut |_| Fate::Killed);
         let outcome = rig.recover();
-        match trace.struck {
-            Some(effect) => table.note(&effect, cut.moment, &outcome),
-            None => table.miss(),
-        }
+        table.count(trace.struck, cut.moment, &outcome);
     }
     rig.lab.compare_all();
     table.print(name);

@@ -29,10 +29,7 @@ fn campaign(name: &str, fate: Fate, share: usize) {
         });
         disk.come_back();
         let outcome = rig.recover();
-        match trace.struck {
-            Some(effect) => table.note(&effect, cut.moment, &outcome),
-            None => table.miss(),
-        }
+        table.count(trace.struck, cut.moment, &outcome);
     }
     rig.lab.compare_all();
     table.print(name);

@@ -123,10 +123,7 @@ fn campaign(name: &str, victim: Victim, share: usize) {
         images.assert_clean();
         images.lab.compare_newest(1 + usize::from(was_published));
         let outcome = if was_published { format!("{} after publication", kind(&finished)) } else { kind(&finished) };
-        match trace.struck {
-            Some(effect) => table.note(&effect, cut.moment, &outcome),
-            None => table.miss(),
-        }
+        table.count(trace.struck, cut.moment, &outcome);
     }
     images.lab.compare_all();
     table.print(name);

@@ -96,11 +96,8 @@ fn files(name: &str, format: Format, with_old: bool, share: usize) {
         }
         backup.truth.assert_restored(&to, format);
         assert_eq!(std::fs::read_dir(&to).unwrap().count(), DISKS.len(), "something is left over");
-        match trace.struck {
-            Some(effect) if with_old => table.note(&effect, cut.moment, "old or whole"),
-            Some(effect) => table.note(&effect, cut.moment, &format!("{whole} whole")),
-            None => table.miss(),
-        }
+        let outcome = if with_old { "old or whole".to_owned() } else { format!("{whole} whole") };
+        table.count(trace.struck, cut.moment, &outcome);
     }
     table.print(name);
 }
@@ -161,10 +158,7 @@ fn restore_to_a_device_killed_at_effects() {
             state.into_iter().find(|(_, is_so)| *is_so).unwrap_or_else(|| panic!("half written, and does not say so: {:?}", trace.struck));
         backup.lab.ok(&[&["restore", "web@latest"], arguments.as_slice()].concat());
         assert!(std::fs::read(device.path()).unwrap() == whole, "{:?}", trace.struck);
-        match trace.struck {
-            Some(effect) => table.note(&effect, cut.moment, state),
-            None => table.miss(),
-        }
+        table.count(trace.struck, cut.moment, state);
     }
     table.print("keepmark killed, restoring to a device");
 }

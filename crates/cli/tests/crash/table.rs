@@ -13,6 +13,14 @@ pub struct Table {
 }
 
 impl Table {
+    /// Someone was killed at this effect, if it came.
+    pub fn count(&mut self, struck: Option<String>, moment: Moment, outcome: &str) {
+        match struck {
+            Some(effect) => self.note(&effect, moment, outcome),
+            None => self.miss(),
+        }
+    }
+
     /// Someone was killed at this effect, and what the next backup was called.
     pub fn note(&mut self, effect: &str, moment: Moment, outcome: &str) {
         self.kills += 1;

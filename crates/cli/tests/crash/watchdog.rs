@@ -63,10 +63,7 @@ fn watchdog_and_keepmark_killed_at_effects_of_a_backup() {
     for cut in cuts(of_the_watchdog(&effects), 4) {
         let (trace, had_one) = rig.without_watchdog(cut, Fate::Killed);
         let outcome = rig.next_run_heals();
-        match trace.struck.filter(|_| had_one) {
-            Some(effect) => table.note(&effect, cut.moment, &outcome),
-            None => table.miss(),
-        }
+        table.count(trace.struck.filter(|_| had_one), cut.moment, &outcome);
     }
     rig.lab.compare_all();
     table.print("watchdog and keepmark killed");
@@ -86,10 +83,7 @@ fn watchdog_killed_at_effects_of_a_backup() {
         let was_published = rig.lab.look(truth);
         assert!(if was_published { code == Some(0) } else { code == Some(1) }, "{:?}: {code:?} {}", trace.struck, rig.lab.printed());
         let outcome = format!("{}, {}", if was_published { "published" } else { "failed" }, rig.recover());
-        match trace.struck.filter(|_| had_one) {
-            Some(effect) => table.note(&effect, cut.moment, &outcome),
-            None => table.miss(),
-        }
+        table.count(trace.struck.filter(|_| had_one), cut.moment, &outcome);
     }
     rig.lab.compare_all();
     table.print("watchdog killed");

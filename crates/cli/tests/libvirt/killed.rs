@@ -216,8 +216,7 @@ fn libvirts_memory_of_checkpoints_is_lost() {
 #[test]
 fn a_libvirtd_that_stands_still_is_given_up_and_the_next_backup_is_right() {
     let stage = Stage::new();
-    let domain = stage.backed_up();
-    domain.write("vda", 7, 3 * MIB, MIB);
+    let domain = changed(&stage);
     let midway = stage.midway(&domain);
     stage.host.pause_libvirtd();
     let failed = midway.go_on();
