@@ -259,7 +259,7 @@ impl Run<'_> {
 
     fn remove_obsolete(&self, vm: &mut dyn Hypervisor, id: &BackupId, manifest: &Manifest) {
         let mut sequence = self.outlook.sequence.clone();
-        sequence.push(StoredBackup { id: id.clone(), manifest: manifest.clone() });
+        sequence.push(StoredBackup::new(id.clone(), manifest.clone()));
         let hold = Hold { now: (self.world.now)(), longest: self.job.hold_checkpoints };
         let removed = vm.facts().and_then(|facts| {
             let names = obsolete_checkpoints(&facts, &self.store.id(), &sequence, &hold);

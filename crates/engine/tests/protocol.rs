@@ -158,7 +158,7 @@ fn stored(place: usize, backup: &Backup) -> StoredBackup {
         skipped: vec![],
         findings: vec![],
     };
-    StoredBackup { id: BackupId::new(place.to_string()), manifest }
+    StoredBackup::new(BackupId::new(place.to_string()), manifest)
 }
 
 /// The backups that a keepmark has seen, in the order in which a store lists them.

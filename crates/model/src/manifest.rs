@@ -150,6 +150,18 @@ pub struct StoredBackup {
     pub id: BackupId,
     /// What is known of it.
     pub manifest: Manifest,
+    /// Whether the user said that it stays.
+    pub pinned: bool,
+    /// The backups without which it cannot be restored, the next one below on each disk; none in a repository.
+    pub builds_on: Vec<BackupId>,
+}
+
+impl StoredBackup {
+    /// One that is not pinned and needs no other.
+    #[must_use]
+    pub fn new(id: BackupId, manifest: Manifest) -> Self {
+        Self { id, manifest, pinned: false, builds_on: Vec::new() }
+    }
 }
 
 impl Manifest {

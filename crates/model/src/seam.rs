@@ -208,11 +208,61 @@ pub trait Store: Send + Sync {
     /// When it is not there or damaged.
     fn open(&self, id: &BackupId) -> Result<Box<dyn BackupReader + '_>>;
 
+    /// Takes backups off the list for good, each at once and whole; whatever the others need of them stays or is merged into them.
+    ///
+    /// # Errors
+    /// When one is not there or pinned (then none went), or cannot be removed; all that are still listed restore as before.
+    fn delete(&self, ids: &[BackupId], monitor: &dyn Monitor) -> Result<()>;
+
+    /// Says that a backup stays, or that it need not.
+    ///
+    /// # Errors
+    /// When it is not there, or that cannot be written.
+    fn pin(&self, id: &BackupId, pinned: bool) -> Result<()>;
+
+    /// Frees the space of what no backup needs; may be called at any time, beside anything.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written, or somebody else is at it; nothing that a backup needs is ever gone.
+    fn prune(&self, request: &PruneRequest, monitor: &dyn Monitor) -> Result<Pruned>;
+
     /// Checks backups, or all that are or should be there when `ids` is empty; `read_data` reads and hashes everything they need.
     ///
     /// # Errors
     /// When the store cannot be read at all; damage is not an error but a [`Damage`].
     fn verify(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> Result<Verification>;
+}
+
+/// How to prune.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PruneRequest {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// How much of the store may stay unused rather than be copied together, percent.
+    pub unused_max_percent: f64,
+    /// Most bytes to copy together in this run; none for no limit.
+    pub repack_max: Option<u64>,
+    /// Longer than the longest backup: how long what a dead writer may have needed is kept.
+    pub delay: Duration,
+}
+
+/// What pruning did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Files removed.
+    pub removed_files: u64,
+    /// Bytes freed.
+    pub removed_bytes: u64,
+    /// Bytes that go by a later run.
+    pub marked_bytes: u64,
+    /// Bytes that were copied together.
+    pub repacked_bytes: u64,
+    /// Bytes that no backup needs and that stay for now.
+    pub unused_bytes: u64,
+    /// Bytes that backups need.
+    pub used_bytes: u64,
+    /// For whom it waits, in words.
+    pub waiting: Vec<String>,
 }
 
 /// What a verification found.

@@ -147,7 +147,7 @@ mod tests {
         let mut manifest = sample(None);
         manifest.vm = VmIdentity::new(vm, uuid).unwrap();
         manifest.time = time.parse().unwrap();
-        StoredBackup { id: BackupId::new(id), manifest }
+        StoredBackup::new(BackupId::new(id), manifest)
     }
 
     fn sequence() -> Vec<StoredBackup> {

@@ -257,7 +257,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn backup(id: &str, checkpoint: Option<&str>) -> StoredBackup {
-        StoredBackup { id: BackupId::new(id), manifest: sample(checkpoint) }
+        StoredBackup::new(BackupId::new(id), sample(checkpoint))
     }
 
     fn doubt(disk: &DiskFacts, sequence: &[StoredBackup]) -> Doubt {

@@ -111,6 +111,12 @@ pub enum Error {
         /// The id.
         id: String,
     },
+    /// A backup was to be deleted that is to stay.
+    #[error("backup {id} is pinned")]
+    Pinned {
+        /// The id.
+        id: String,
+    },
     /// A backup has no such disk or file.
     #[error("backup {backup} has no {what} {name:?}")]
     NoSuchPart {
@@ -169,7 +175,7 @@ impl Error {
             Self::NoStore { .. } | Self::NotAStore { .. } => FailureClass::NoStore,
             Self::WrongPassword { .. } => FailureClass::WrongPassword,
             Self::Locked { .. } | Self::LockUnreadable { .. } => FailureClass::Locked,
-            Self::NoSuchBackup { .. } | Self::NoSuchPart { .. } => FailureClass::Usage,
+            Self::NoSuchBackup { .. } | Self::NoSuchPart { .. } | Self::Pinned { .. } => FailureClass::Usage,
             Self::Sink(failure) => failure.class(),
             Self::NotEmpty { .. }
             | Self::Unusable { .. }
@@ -191,6 +197,7 @@ impl Error {
             Self::LockUnreadable { .. } => Some(
                 "it expires half an hour after it was written; if nobody works on the repository: restic unlock --remove-all".to_owned(),
             ),
+            Self::Pinned { id } => Some(format!("keepmark unpin {id}")),
             Self::NoKey { .. } => Some("put a copy of the key file back: without any, nobody can read the repository".to_owned()),
             Self::Damaged { .. } | Self::Missing { .. } => {
                 Some("keepmark verify --read-data names what is damaged and which backups it hits".to_owned())

@@ -20,6 +20,8 @@ pub enum FileKind {
     Pack,
     /// A lock.
     Lock,
+    /// A pin: an empty file that has the snapshot's name. Other programs do not look there.
+    Pin,
 }
 
 impl FileKind {
@@ -33,6 +35,7 @@ impl FileKind {
             Self::Index => "index",
             Self::Pack => "data",
             Self::Lock => "locks",
+            Self::Pin => "keepmark/pins",
         }
     }
 
@@ -46,6 +49,7 @@ impl FileKind {
             Self::Index => "index",
             Self::Pack => "pack",
             Self::Lock => "lock",
+            Self::Pin => "pin",
         }
     }
 }
@@ -93,7 +97,7 @@ pub trait Backend: Send + Sync + 'static {
     /// When nothing can be written.
     fn upload(&self) -> Result<Box<dyn Upload>>;
 
-    /// Makes the names of published files of this kind durable.
+    /// Makes it durable that files of this kind were published and removed.
     ///
     /// # Errors
     /// When the sync fails: then it is not known what is durable.

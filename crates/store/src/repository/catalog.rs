@@ -1,6 +1,6 @@
 //! All backups of a repository: their snapshots and manifests, remembered in the local cache so that only new ones are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use keepmark_model::manifest::{MANIFEST_VERSION, Manifest, StoredBackup};
@@ -100,9 +100,11 @@ impl Repository {
             // Only a cache: without it the next listing takes longer.
             drop(save(&path, &current));
         }
-        let backups = current
-            .into_iter()
-            .filter_map(|(id, remembered)| Some(StoredBackup { id: BackupId::new(id.hex()), manifest: remembered.manifest? }));
+        let pinned: BTreeSet<Id> = self.core.backend.list(FileKind::Pin)?.into_iter().map(|(id, _)| id).collect();
+        let backups = current.into_iter().filter_map(|(id, remembered)| {
+            let backup = StoredBackup::new(BackupId::new(id.hex()), remembered.manifest?);
+            Some(StoredBackup { pinned: pinned.contains(&id), ..backup })
+        });
         Ok((backups.collect(), problems))
     }
 

@@ -23,7 +23,7 @@ const SMALL_FOLDERS: [&str; 5] = ["keys", "snapshots", "index", "locks", UPLOAD_
 #[derive(Debug, Clone)]
 pub struct Folder {
     root: PathBuf,
-    /// Folders in which a name appeared and is not durable yet.
+    /// Folders in which a name appeared or went, which is not durable yet.
     unsettled: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
@@ -67,12 +67,16 @@ impl Folder {
         }
     }
 
+    fn changed(&self, folder: &Path) {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+    }
+
     fn path(&self, kind: FileKind, id: &Id) -> PathBuf {
         let folder = self.root.join(kind.folder());
         match kind {
             FileKind::Config => folder,
             FileKind::Pack => folder.join(id.hex().get(..2).unwrap_or_default()).join(id.hex()),
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock => folder.join(id.hex()),
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin => folder.join(id.hex()),
         }
     }
 }
@@ -115,7 +119,7 @@ impl Backend for Folder {
                     list_folder(&folder.join(hex::encode([byte])), &mut found)?;
                 }
             }
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock => list_folder(&folder, &mut found)?,
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin => list_folder(&folder, &mut found)?,
         }
         Ok(found)
     }
@@ -175,7 +179,11 @@ impl Backend for Folder {
         let path = self.path(kind, id);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-            Ok(()) | Err(_) => Ok(()),
+            Err(_) => Ok(()),
+            Ok(()) => {
+                self.changed(path.parent().unwrap_or(&self.root));
+                Ok(())
+            }
         }
     }
 
@@ -233,10 +241,12 @@ impl Upload for FolderUpload {
         let parent = target.parent().unwrap_or(&self.folder.root).to_owned();
         if !parent.exists() {
             make_folder(&parent)?;
+            let above = parent.ancestors().skip(1).take_while(|above| above.starts_with(&self.folder.root));
+            above.into_iter().try_for_each(sync_folder)?;
         }
         rename(&self.path, &target, kind).map_err(|error| Error::io("publish", &target, error))?;
         self.published = true;
-        self.folder.unsettled.lock().unwrap_or_else(PoisonError::into_inner).insert(parent);
+        self.folder.changed(&parent);
         Ok(())
     }
 }

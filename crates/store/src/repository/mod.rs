@@ -19,6 +19,7 @@ pub mod layout;
 pub mod lock;
 pub mod pack;
 pub mod read;
+pub mod removal;
 pub mod rustic;
 pub mod sealed_file;
 pub mod snapshot;
@@ -31,7 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use jiff::Timestamp;
 use keepmark_model::manifest::StoredBackup;
-use keepmark_model::seam::{self, Store, Verification};
+use keepmark_model::seam::{self, Monitor, PruneRequest, Pruned, Store, Verification};
 use keepmark_model::{BackupId, ChunkSize, StoreId, VmId};
 
 use crate::error::{Error, Result};
@@ -224,6 +225,18 @@ impl Store for Repository {
 
     fn open(&self, id: &BackupId) -> seam::Result<Box<dyn seam::BackupReader + '_>> {
         Ok(Box::new(self.open_backup(id)?))
+    }
+
+    fn delete(&self, ids: &[BackupId], monitor: &dyn Monitor) -> seam::Result<()> {
+        Ok(self.delete_backups(ids, monitor)?)
+    }
+
+    fn pin(&self, id: &BackupId, pinned: bool) -> seam::Result<()> {
+        Ok(self.pin_backup(id, pinned)?)
+    }
+
+    fn prune(&self, _request: &PruneRequest, _monitor: &dyn Monitor) -> seam::Result<Pruned> {
+        Ok(Pruned::default())
     }
 
     fn verify(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> seam::Result<Verification> {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use keepmark_model::manifest::{Manifest, StoredBackup};
 use keepmark_model::seam::{
-    BackupReader, BackupWriter, DiskContent, DiskStored, DiskWriter, Piece, Recycler, Result, SavedFile, Store, Verification,
+    BackupReader, BackupWriter, DiskContent, DiskStored, DiskWriter, Monitor, Piece, PruneRequest, Pruned, Recycler, Result, SavedFile,
+    Store, Verification,
 };
 use keepmark_model::{
     BackupId, CheckpointName, ChunkIndex, ChunkSize, DiskName, Extent, Extents, Failure, FailureClass, Size, StoreId, VmId,
@@ -232,6 +233,32 @@ impl Store for SimStore {
         Ok(Box::new(Reader { store: self, published }))
     }
 
+    fn delete(&self, ids: &[BackupId], _monitor: &dyn Monitor) -> Result<()> {
+        let mut world = lock(&self.world);
+        let known = |id: &BackupId| world.stores[self.place].find(id).is_some_and(|found| !found.backup.pinned);
+        if let Some(id) = ids.iter().find(|id| !known(id)) {
+            return Err(failed(format!("backup {id} is not there, or pinned")));
+        }
+        for id in ids {
+            world.effect()?;
+            world.stores[self.place].backups.retain(|published| published.backup.id != *id);
+        }
+        Ok(())
+    }
+
+    fn pin(&self, id: &BackupId, pinned: bool) -> Result<()> {
+        let mut world = lock(&self.world);
+        world.effect()?;
+        let mut backups = world.stores[self.place].backups.iter_mut();
+        let found = backups.find(|published| published.backup.id == *id).ok_or_else(|| failed(format!("there is no backup {id}")))?;
+        found.backup.pinned = pinned;
+        Ok(())
+    }
+
+    fn prune(&self, _request: &PruneRequest, _monitor: &dyn Monitor) -> Result<Pruned> {
+        Ok(Pruned::default())
+    }
+
     fn verify(&self, _: &[BackupId], _: bool, _: &dyn Fn(u64, u64)) -> Result<Verification> {
         Ok(Verification::default())
     }
@@ -337,7 +364,7 @@ impl BackupWriter for Writer<'_> {
         }
         let (early, trusting) = (world.breaks(Break::PublishBeforeSync), world.breaks(Break::TrustUnsynced));
         let id = BackupId::new(format!("{:08x}", world.fresh()));
-        let mut published = Some(Published { backup: StoredBackup { id: id.clone(), manifest: manifest.clone() }, disks });
+        let mut published = Some(Published { backup: StoredBackup::new(id.clone(), manifest.clone()), disks });
         let used: Vec<usize> =
             published.iter().flat_map(|published| &published.disks).flat_map(|disk| disk.chunks.iter().flatten().copied()).collect();
         if early && let Some(published) = published.take() {
