@@ -1,4 +1,5 @@
 //! Deleting and pinning: what goes is gone at once, what stays restores, and stock restic is content with what is left.
+#![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 mod common;
 
