@@ -9,6 +9,7 @@ pub mod choice;
 pub mod extents;
 pub mod facts;
 pub mod failure;
+pub mod images;
 pub mod manifest;
 pub mod names;
 pub mod plan;

@@ -313,6 +313,8 @@ pub struct DiskContent {
     pub chunk_size: ChunkSize,
     /// Where everything comes from that is neither `put` nor `zero`.
     pub base: Option<BackupId>,
+    /// Without a base: the backup whose content is most likely the same, for stores that store only what differs from it.
+    pub compare: Option<BackupId>,
     /// Every chunk in here is put exactly once. Rounded to chunks, cut at the size.
     pub put: Extents,
     /// Chunks that are zero and are not put. Rounded to chunks, cut at the size, apart from `put`.

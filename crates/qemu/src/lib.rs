@@ -13,6 +13,7 @@ pub mod exported;
 mod hazards;
 pub mod holders;
 pub mod image;
+mod images;
 mod leftovers;
 mod live;
 mod offline;
@@ -28,6 +29,7 @@ pub mod workspace;
 
 pub use error::{Error, Result};
 pub use image::{ImageWriter, WriterHandle};
+pub use images::QemuImages;
 pub use live::{Live, LiveOptions};
 pub use offline::{Offline, OfflineOptions};
 pub use watchdog::WatchdogCommand;

@@ -114,6 +114,7 @@ fn backup(
         size,
         chunk_size: ChunkSize::DEFAULT,
         base: base.cloned(),
+        compare: None,
         put: put.clone(),
         zero: Extents::new(),
     };

@@ -19,7 +19,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Something is there, but no repository.
-    #[error("{} is not a repository", path.display())]
+    #[error("{} is no store", path.display())]
     NotAStore {
         /// Where one was expected.
         path: PathBuf,
@@ -101,6 +101,17 @@ pub enum Error {
         /// Why it was refused.
         #[source]
         source: io::Error,
+    },
+    /// QEMU's tools could not do something with an image.
+    #[error("cannot {action} image {}", image.display())]
+    Image {
+        /// What was tried: `write`, `sync`, ...
+        action: &'static str,
+        /// On which.
+        image: PathBuf,
+        /// What the server of it said.
+        #[source]
+        source: Box<keepmark_nbd::Error>,
     },
     /// An earlier write failed; nothing more is written.
     #[error("an earlier write to the store failed, nothing more is written")]
@@ -184,6 +195,7 @@ impl Error {
             | Self::Missing { .. }
             | Self::Io { .. }
             | Self::Poisoned
+            | Self::Image { .. }
             | Self::Content { .. }
             | Self::Refused { .. }
             | Self::Internal { .. } => FailureClass::Failed,
@@ -210,6 +222,7 @@ impl Error {
             | Self::Unusable { .. }
             | Self::Io { .. }
             | Self::Poisoned
+            | Self::Image { .. }
             | Self::NoSuchBackup { .. }
             | Self::NoSuchPart { .. }
             | Self::Content { .. }

@@ -203,6 +203,7 @@ fn a_caller_who_breaks_the_rules_is_told() {
         size: keepmark_model::Size(10_000),
         chunk_size: common::chunk_size(),
         base: None,
+        compare: None,
         put: extents(&[(0, 10_000)]),
         zero: extents(&[]),
     };

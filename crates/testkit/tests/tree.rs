@@ -36,7 +36,7 @@ const DIRECTIONS: [(&str, &[&str]); 8] = [
     ("nbd", &[]),
     ("qemu", &["model", "nbd"]),
     ("libvirt", &["model", "qemu"]),
-    ("store", &["model"]),
+    ("store", &["model", "nbd"]),
     ("engine", &["model", "nbd", "qemu", "store"]),
     ("cli", &["model", "qemu", "libvirt", "store", "engine"]),
     ("testkit", &["model"]),

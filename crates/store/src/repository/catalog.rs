@@ -169,7 +169,7 @@ impl Repository {
 }
 
 /// Reads a manifest; says what is wrong with it otherwise.
-fn decode_manifest(bytes: &[u8]) -> std::result::Result<Manifest, String> {
+pub(crate) fn decode_manifest(bytes: &[u8]) -> std::result::Result<Manifest, String> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,

@@ -205,6 +205,7 @@ pub fn write_disk(
         size,
         chunk_size: chunk_size(),
         base: base.cloned(),
+        compare: None,
         put: told.put.clone(),
         zero: told.zero.clone(),
     };

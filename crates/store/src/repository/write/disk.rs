@@ -196,6 +196,7 @@ mod tests {
             size: Size(10_000),
             chunk_size: ChunkSize::try_from(4096).unwrap(),
             base: None,
+            compare: None,
             put: set(put),
             zero: set(zero),
         }

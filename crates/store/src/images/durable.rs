@@ -1,0 +1,72 @@
+//! Files that are there whole or not at all: written beside, synced, renamed, and their folder synced.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::images::place::temporary_name;
+
+/// Writes a file durably; what was there before is there until all of the new one is.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_file_name(temporary_name());
+    let written = write_new(&temporary, bytes).and_then(|()| rename(&temporary, path));
+    if written.is_err() {
+        // Swept later if it cannot be removed now.
+        drop(fs::remove_file(&temporary));
+    }
+    written
+}
+
+/// Writes a file that is not there yet, and syncs it but not its name.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = File::create_new(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|error| Error::io("write", path, error))
+}
+
+/// Renames, and makes that durable.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|error| Error::io("rename to", to, error))?;
+    sync_folder(to.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes a file's content durable.
+pub fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", path, error))
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync folder", path, error))
+}
+
+/// Reads a file of `bytes_max` bytes at most.
+pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
+    let read = || {
+        let mut content = Vec::new();
+        File::open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut content)?;
+        if content.len() as u64 > bytes_max { Err(ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+    };
+    read().map_err(|error: std::io::Error| Error::io("read", path, error))
+}
+
+/// Removes a file, which may be gone already.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => sync_folder(path.parent().unwrap_or(Path::new("."))),
+    }
+}
+
+/// Removes a file or a folder with all that is in it, which may be gone already.
+pub fn remove_all(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,68 @@
+//! One lock per VM: shared by those who write or open its backups, alone by whoever exchanges or removes images.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::images::place::LOCK;
+
+/// A lock on a VM's folder; the kernel frees it when its process dies.
+#[derive(Debug)]
+pub struct VmLock {
+    _file: File,
+}
+
+impl VmLock {
+    /// Waits until nobody exchanges images, and keeps others from it.
+    pub fn shared(folder: &Path) -> Result<Self> {
+        let file = open(folder)?;
+        file.lock_shared().map_err(|error| Error::io("lock", folder, error))?;
+        Ok(Self { _file: file })
+    }
+
+    /// As [`VmLock::shared`], or nothing where the store cannot be written: then nobody can exchange images from here either.
+    pub fn for_reading(folder: &Path) -> Result<Option<Self>> {
+        match Self::shared(folder) {
+            Err(Error::Io { source, .. }) if is_unwritable(source.kind()) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Alone, if nobody else is there now.
+    pub fn alone(folder: &Path) -> Result<Option<Self>> {
+        let file = open(folder)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", folder, error)),
+        }
+    }
+}
+
+fn is_unwritable(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+// Writable, since file servers lock only what is open for writing.
+fn open(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+    file.map_err(|error| Error::io("open", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_share_keep_out_whoever_wants_to_be_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (VmLock::shared(folder.path()).unwrap(), VmLock::for_reading(folder.path()).unwrap());
+        assert!(VmLock::alone(folder.path()).unwrap().is_none());
+        drop((one, other));
+        let alone = VmLock::alone(folder.path()).unwrap();
+        assert!(alone.is_some() && VmLock::alone(folder.path()).unwrap().is_none());
+    }
+}

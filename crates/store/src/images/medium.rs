@@ -1,0 +1,117 @@
+//! A chain of images, open in QEMU's tools, and what is known of its content over NBD.
+
+use std::path::PathBuf;
+
+use keepmark_model::images::{Access, ImageTools, OpenImage};
+use keepmark_model::{Extent, Extents};
+use keepmark_nbd::{Address, Client, Options, Status};
+
+use crate::error::{Error, Result};
+use crate::images::shelf::Layer;
+
+const ALLOCATION: &str = "base:allocation";
+const DEPTH: &str = "qemu:allocation-depth";
+const READS_AS_ZERO: u64 = 1 << 1;
+
+/// An open chain.
+pub struct Medium {
+    image: Box<dyn OpenImage>,
+    path: PathBuf,
+}
+
+impl Medium {
+    /// Opens images of a chain, the first one on the others.
+    pub fn open(tools: &dyn ImageTools, chain: Vec<PathBuf>, access: Access) -> Result<Self> {
+        let image = tools.open(&chain, access)?;
+        Ok(Self { image, path: chain.into_iter().next().unwrap_or_default() })
+    }
+
+    /// Opens a chain for reading. What cannot be opened is damage to who reads.
+    pub fn read(tools: &dyn ImageTools, chain: &[Layer]) -> Result<Self> {
+        Self::open(tools, chain.iter().map(|layer| layer.path.clone()).collect(), Access::Read)
+    }
+
+    /// A connection of its own for each thread.
+    pub fn client(&self) -> Result<Reader> {
+        let contexts = vec![ALLOCATION.to_owned(), DEPTH.to_owned()];
+        // How long the store's file system may take is not ours to say.
+        let options = Options { contexts, timeout: None, ..Options::new(self.image.export()) };
+        let client = Client::connect(&Address::Unix(self.image.socket().to_owned()), &options);
+        Ok(Reader { client: client.map_err(|source| failed("open", &self.path, source))?, path: self.path.clone() })
+    }
+
+    /// Closes it; all clients must be done.
+    pub fn close(self) -> Result<()> {
+        Ok(self.image.close()?)
+    }
+}
+
+/// A connection to an open chain.
+pub struct Reader {
+    /// The connection itself.
+    pub client: Client,
+    path: PathBuf,
+}
+
+impl Reader {
+    /// What of a range may hold something else than zeros.
+    pub fn data(&mut self, range: Extent) -> Result<Extents> {
+        self.statuses(ALLOCATION, range, |flags| flags & READS_AS_ZERO == 0)
+    }
+
+    /// What of a range has its content in one of the uppermost `layers` images.
+    pub fn in_top(&mut self, range: Extent, layers: u64) -> Result<Extents> {
+        self.statuses(DEPTH, range, |depth| (1..=layers).contains(&depth))
+    }
+
+    fn statuses(&mut self, context: &str, range: Extent, take: impl Fn(u64) -> bool) -> Result<Extents> {
+        let mut found = Extents::new();
+        let range = Extent::new(range.start, range.end.min(self.client.info().size));
+        let each = &mut |status: Status| {
+            if take(status.flags) {
+                found.push(Extent::at(status.offset, status.length));
+            }
+            Ok(())
+        };
+        let asked = self.client.block_status_each(context, range.start, range.len(), each);
+        asked.map_err(|source| unreadable(&self.path, &source))?;
+        Ok(found)
+    }
+
+    /// Fills a buffer; what lies beyond the image is zero.
+    pub fn fill(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let inside = usize::try_from(self.client.info().size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        let (inside, beyond) = buffer.split_at_mut(inside);
+        beyond.fill(0);
+        self.client.read_exact_at(offset, inside).map_err(|source| unreadable(&self.path, &source))
+    }
+
+    /// Writes bytes.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.client.write_all_at(offset, bytes).map_err(|source| failed("write", &self.path, source))
+    }
+
+    /// Makes a range zero, explicitly where something lies below.
+    pub fn zero(&mut self, range: Extent) -> Result<()> {
+        self.client.write_zeroes(range.start, range.len()).map_err(|source| failed("write", &self.path, source))
+    }
+
+    /// Makes all that was written through any connection durable.
+    pub fn flush(&mut self) -> Result<()> {
+        self.client.flush().map_err(|source| failed("sync", &self.path, source))
+    }
+
+    /// What a failure to read means.
+    pub fn unreadable(&self, source: &keepmark_nbd::Error) -> Error {
+        unreadable(&self.path, source)
+    }
+}
+
+fn failed(action: &'static str, image: &std::path::Path, source: keepmark_nbd::Error) -> Error {
+    Error::Image { action, image: image.to_owned(), source: Box::new(source) }
+}
+
+/// An image that QEMU cannot read is damaged, or its file system is.
+fn unreadable(image: &std::path::Path, source: &keepmark_nbd::Error) -> Error {
+    Error::damaged("image", image.display(), format!("it cannot be read: {source}"))
+}

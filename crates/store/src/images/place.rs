@@ -1,0 +1,173 @@
+//! What is where in an image store: the folders, the files in them, and what is left over by the dead.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use keepmark_model::names::TEMPORARY_PREFIX;
+use keepmark_model::{DiskName, VmId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::images::durable;
+
+/// Says that a folder is an image store.
+pub const MARKER: &str = "keepmark-images.json";
+/// What is known of a backup; while it is there, the backup is listed.
+pub const MANIFEST: &str = "manifest.json";
+/// The manifest of a backup that was deleted, as long as others still need its images.
+pub const DELETED: &str = "deleted.json";
+/// The hashes of a backup's images.
+pub const CHECKSUMS: &str = "checksums.json";
+/// An empty file that says that a backup stays.
+pub const PINNED: &str = "pinned";
+/// Locked by whoever works on a VM's backups.
+pub const LOCK: &str = ".lock";
+/// What a disk's file is called after the disk's name.
+pub const IMAGE_SUFFIX: &str = ".qcow2";
+
+const VERSION: u32 = 1;
+const ID_BYTES: usize = 16;
+const MARKER_BYTES_MAX: u64 = 64 << 10;
+
+/// The content of [`MARKER`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    version: u32,
+    /// The store's lasting id.
+    pub id: String,
+}
+
+impl Marker {
+    /// Of a new store.
+    pub fn new() -> Self {
+        Self { version: VERSION, id: hex::encode(rand::random::<[u8; 32]>()) }
+    }
+
+    /// Makes a folder a store.
+    pub fn create(&self, root: &Path) -> Result<()> {
+        refuse_occupied(root)?;
+        make_folder(root)?;
+        let json = serde_json::to_vec(self).map_err(|error| Error::internal("write the store's marker", error))?;
+        durable::write(&root.join(MARKER), &json)
+    }
+
+    /// Says whose store a folder is.
+    pub fn read(root: &Path) -> Result<Self> {
+        let (path, place) = (root.join(MARKER), root.to_owned());
+        let bytes = match durable::read(&path, MARKER_BYTES_MAX) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound && root.exists() => return Err(Error::NotAStore { path: place }),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Err(Error::NoStore { path: place }),
+            other => other?,
+        };
+        let marker: Self = serde_json::from_slice(&bytes).map_err(|error| Error::damaged("file", path.display(), error))?;
+        if marker.version > VERSION {
+            return Err(Error::damaged("file", path.display(), format!("it has version {}; a newer keepmark is needed", marker.version)));
+        }
+        Ok(marker)
+    }
+}
+
+/// Whether a folder is an image store.
+#[must_use]
+pub fn is_image_store(root: &Path) -> bool {
+    root.join(MARKER).is_file()
+}
+
+fn refuse_occupied(root: &Path) -> Result<()> {
+    let refuse = |why| Err(Error::NotEmpty { path: root.to_owned(), why });
+    match fs::read_dir(root).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) if is_image_store(root) => refuse("there is an image store already"),
+        Ok(false) => refuse("the folder is not empty"),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => refuse("it is no folder"),
+        Err(error) => Err(Error::io("look into", root, error)),
+    }
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| Error::io("create folder", path, error))
+}
+
+/// The folder of a VM's backups, made when it is not there.
+pub fn make_vm_folder(root: &Path, vm: &VmId) -> Result<PathBuf> {
+    let folder = root.join(vm.as_str());
+    if !folder.is_dir() {
+        make_folder(&folder)?;
+        durable::sync_folder(root)?;
+    }
+    Ok(folder)
+}
+
+/// The folders of all VMs, in the order of their names.
+pub fn vm_folders(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders: Vec<PathBuf> = entries(root)?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()).collect();
+    folders.sort();
+    Ok(folders)
+}
+
+/// What is in a folder.
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error| Error::io("look into", folder, error);
+    fs::read_dir(folder).map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
+}
+
+/// A new backup's id: hexadecimal digits, as people type the first of them.
+pub fn new_id() -> String {
+    hex::encode(rand::random::<[u8; ID_BYTES]>())
+}
+
+/// Whether a text has the form of a backup's id.
+pub fn is_backup_id(text: &str) -> bool {
+    text.len() == 2 * ID_BYTES && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// What a disk's image is called in its backup's folder.
+pub fn image_name(disk: &DiskName) -> String {
+    format!("{disk}{IMAGE_SUFFIX}")
+}
+
+/// Whether a file of this name may be saved beside the disks: one of ours, and images, are not overwritten.
+pub fn is_free_name(name: &str) -> bool {
+    let taken = [MANIFEST, DELETED, CHECKSUMS, PINNED, LOCK].contains(&name) || name.ends_with(IMAGE_SUFFIX);
+    !taken && !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
+}
+
+/// A name for something that is not published yet.
+pub fn temporary_name() -> String {
+    format!(".{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>())
+}
+
+/// Whether a name is that of something that is not published yet.
+pub fn is_temporary(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.') && name.get(1..).is_some_and(|rest| rest.starts_with(TEMPORARY_PREFIX)))
+}
+
+/// Removes what the dead have left in a VM's folder. Only for one who is alone there.
+pub fn sweep(folder: &Path) -> Result<()> {
+    for path in entries(folder)? {
+        if is_temporary(&path) {
+            durable::remove_all(&path)?;
+        } else if path.is_dir() {
+            entries(&path)?.iter().filter(|file| is_temporary(file)).try_for_each(|file| durable::remove_all(file))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart() {
+        assert!(is_backup_id(&new_id()) && !is_backup_id("..") && !is_backup_id("3F9A1C0D3F9A1C0D3F9A1C0D3F9A1C0D"));
+        assert!(is_temporary(Path::new("/a").join(temporary_name()).as_path()) && !is_temporary(Path::new("/a/km1tmp-1")));
+        assert!(is_free_name("domain.xml") && is_free_name("swtpm.tpm2-00.permall"));
+        for name in ["manifest.json", "deleted.json", "checksums.json", "pinned", ".lock", "vda.qcow2", "", "a/b", ".."] {
+            assert!(!is_free_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Writing a backup: its images in a folder that has no backup's name yet, then everything durable, then the name.
+
+mod crew;
+mod disk;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use keepmark_model::BackupId;
+use keepmark_model::manifest::Manifest;
+use keepmark_model::seam::{self, DiskContent, SavedFile};
+
+use crate::error::{Error, Result};
+use crate::images::checksums::{Checksums, hash};
+use crate::images::lock::VmLock;
+use crate::images::shelf::Shelf;
+use crate::images::write::disk::DiskWriter;
+use crate::images::{ImageOptions, durable, place};
+
+pub use disk::image_size;
+
+/// A backup while it is being written.
+pub struct BackupWriter<'a> {
+    options: &'a ImageOptions,
+    shelf: Shelf,
+    place: Unpublished,
+    /// Ends after everything else: as long as it is held, nobody exchanges or removes what this backup builds on.
+    _lock: VmLock,
+}
+
+impl<'a> BackupWriter<'a> {
+    /// Begins one in a VM's folder.
+    pub fn begin(options: &'a ImageOptions, folder: &Path, lock: VmLock) -> Result<Self> {
+        Ok(Self { options, shelf: Shelf::new(folder), place: Unpublished::make(folder)?, _lock: lock })
+    }
+
+    fn publish_all(mut self, manifest: &Manifest, files: &[SavedFile]) -> Result<BackupId> {
+        let folder = self.place.path.clone();
+        let mut hashes = BTreeMap::new();
+        for disk in &manifest.disks {
+            let image = place::image_name(&disk.name);
+            hashes.insert(image.clone(), self.complete(&folder.join(&image))?);
+        }
+        durable::write_new(&folder.join(place::CHECKSUMS), &Checksums::of(hashes).encode()?)?;
+        for file in files {
+            if !place::is_free_name(&file.name) {
+                return Err(Error::Refused { problem: format!("no file {:?} can be saved beside the disks", file.name) });
+            }
+            durable::write_new(&folder.join(&file.name), &file.content)?;
+        }
+        let json = serde_json::to_vec_pretty(manifest).map_err(|error| Error::internal("write the manifest", error))?;
+        durable::write_new(&folder.join(place::MANIFEST), &json)?;
+        durable::sync_folder(&folder)?;
+        self.place.publish(&self.shelf)
+    }
+
+    /// Checks an image that is closed and makes it durable; gives its hash.
+    fn complete(&self, image: &Path) -> Result<String> {
+        if self.options.tools.check(image)?.corruptions > 0 {
+            return Err(Error::damaged("image", image.display(), "it is not whole, just written"));
+        }
+        durable::sync(image)?;
+        hash(image, &mut |_| Ok(()))
+    }
+}
+
+impl seam::BackupWriter for BackupWriter<'_> {
+    fn disk(&mut self, content: &DiskContent) -> seam::Result<Box<dyn seam::DiskWriter + '_>> {
+        Ok(Box::new(DiskWriter::begin(self.options, &self.shelf, &self.place.path, content)?))
+    }
+
+    fn publish(self: Box<Self>, manifest: &Manifest, files: &[SavedFile]) -> seam::Result<BackupId> {
+        Ok(self.publish_all(manifest, files)?)
+    }
+}
+
+/// A folder that is removed unless it is published.
+#[derive(Debug)]
+struct Unpublished {
+    path: PathBuf,
+    is_published: bool,
+}
+
+impl Unpublished {
+    fn make(folder: &Path) -> Result<Self> {
+        let path = folder.join(place::temporary_name());
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| Error::io("create folder", &path, error))?;
+        Ok(Self { path, is_published: false })
+    }
+
+    /// From the rename on the backup exists. If that cannot be made durable, it is taken back.
+    fn publish(&mut self, shelf: &Shelf) -> Result<BackupId> {
+        let id = BackupId::new(place::new_id());
+        let target = shelf.folder_of(&id);
+        let published = durable::rename(&self.path, &target);
+        if published.is_err() && target.exists() {
+            fs::rename(&target, &self.path).map_err(|error| Error::io("take back", &target, error))?;
+        }
+        published?;
+        self.is_published = true;
+        Ok(id)
+    }
+}
+
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // Swept by the next writer if it cannot be removed now.
+            drop(durable::remove_all(&self.path));
+        }
+    }
+}
