@@ -37,7 +37,7 @@ pub struct Arguments {
 /// What holds for every subcommand.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Where backups live: a folder, or repo:FOLDER
+    /// Where backups live: a folder, repo:FOLDER or images:FOLDER
     #[arg(long, global = true, env = "KEEPMARK_STORE", value_name = "STORE")]
     pub store: Option<String>,
     /// File whose first line is the store's password (else KEEPMARK_PASSWORD, else a prompt)

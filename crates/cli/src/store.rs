@@ -1,6 +1,8 @@
 //! Opening the store that the user means, and finding a backup in it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -8,7 +10,8 @@ use keepmark_model::manifest::StoredBackup;
 use keepmark_model::seam::{Monitor, Store};
 use keepmark_model::select::select as select_backup;
 use keepmark_model::{ChunkSize, Failure, FailureClass, StoreId};
-use keepmark_store::{Environment, Options, Repository};
+use keepmark_qemu::QemuImages;
+use keepmark_store::{Environment, ImageOptions, ImageStore, Options, Repository};
 
 use crate::context::Context;
 use crate::password::{self, Purpose};
@@ -17,23 +20,52 @@ use crate::password::{self, Purpose};
 enum PlaceError {
     #[error("no store was named")]
     None,
-    #[error("{text:?} is no store: expected a folder, or repo:FOLDER")]
+    #[error("{text:?} is no store: expected a folder, repo:FOLDER or images:FOLDER")]
     Form { text: String },
 }
 
-/// Where the store is: as given, else by `--store`, `KEEPMARK_STORE` or the configuration.
+/// A store as the user names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A repository in a folder.
+    Repository(PathBuf),
+    /// An image store in a folder.
+    Images(PathBuf),
+}
+
+impl Place {
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        let (Self::Repository(path) | Self::Images(path)) = self;
+        path
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Repository(path) => path.display().fmt(f),
+            Self::Images(path) => write!(f, "images:{}", path.display()),
+        }
+    }
+}
+
+/// Where the store is: as given, else by `--store`, `KEEPMARK_STORE` or the configuration. A folder without a word before it is what it
+/// says itself that it is, and a repository otherwise.
 ///
 /// # Errors
 /// When none of them names a folder.
-pub fn path(context: &Context, given: Option<&str>) -> Result<PathBuf, Failure> {
+pub fn place(context: &Context, given: Option<&str>) -> Result<Place, Failure> {
     let named = given.or(context.global.store.as_deref()).or(context.config.store.as_deref());
     let Some(text) = named.filter(|text| !text.is_empty()) else {
         return Err(Failure::new(FailureClass::Usage, PlaceError::None).with_hint("name it by --store STORE or KEEPMARK_STORE"));
     };
     match text.split_once(':') {
-        Some(("repo", folder)) if !folder.is_empty() => Ok(folder.into()),
+        Some(("repo", folder)) if !folder.is_empty() => Ok(Place::Repository(folder.into())),
+        Some(("images", folder)) if !folder.is_empty() => Ok(Place::Images(folder.into())),
         Some((scheme, _)) if !scheme.contains('/') => Err(Failure::new(FailureClass::Usage, PlaceError::Form { text: text.to_owned() })),
-        _ => Ok(text.into()),
+        _ if ImageStore::is_at(Path::new(text)) => Ok(Place::Images(text.into())),
+        _ => Ok(Place::Repository(text.into())),
     }
 }
 
@@ -48,20 +80,40 @@ pub fn password(context: &Context, purpose: Purpose) -> Result<String, Failure> 
     password::find(file, environment, purpose)
 }
 
-/// Makes a new store.
+/// Makes a new store; a repository asks for its password.
 ///
 /// # Errors
 /// When something is there already.
-pub fn create(context: &Context, path: &Path, password: &str) -> Result<StoreId, Failure> {
-    Ok(Repository::init(path, password, ChunkSize::DEFAULT, options(context))?.id())
+pub fn create(context: &Context, place: &Place) -> Result<StoreId, Failure> {
+    match place {
+        Place::Images(path) => Ok(ImageStore::init(path, image_options(context, false))?.id()),
+        Place::Repository(path) => {
+            let password = password(context, Purpose::Choose)?;
+            Ok(Repository::init(path, &password, ChunkSize::DEFAULT, options(context))?.id())
+        }
+    }
 }
 
 /// Opens the store that the user means.
 ///
 /// # Errors
 /// When it is not there, or the password is another one.
-pub fn open(context: &Context) -> Result<Repository, Failure> {
-    let path = path(context, None)?;
+pub fn open(context: &Context) -> Result<Box<dyn Store>, Failure> {
+    open_for_writing(context, false)
+}
+
+/// As [`open`]; `compress` says whether new images have compressed clusters. A repository's chunks always are.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for_writing(context: &Context, compress: bool) -> Result<Box<dyn Store>, Failure> {
+    match place(context, None)? {
+        Place::Images(path) => Ok(Box::new(ImageStore::open(&path, image_options(context, compress))?)),
+        Place::Repository(path) => Ok(Box::new(open_repository(context, path)?)),
+    }
+}
+
+fn open_repository(context: &Context, path: PathBuf) -> Result<Repository, Failure> {
     if !path.exists() {
         let error = keepmark_store::Error::NoStore { path };
         return Err(error.into());
@@ -71,6 +123,10 @@ pub fn open(context: &Context) -> Result<Repository, Failure> {
         context.screen.note(&format!("the cache folder cannot be used, so this takes longer and more memory: {problem}"));
     }
     Ok(repository)
+}
+
+fn image_options(context: &Context, compress: bool) -> ImageOptions {
+    ImageOptions { tools: Arc::new(QemuImages::new(context.run_dir())), compress }
 }
 
 fn options(context: &Context) -> Options {
@@ -99,7 +155,7 @@ fn is_alive(pid: u32) -> bool {
 ///
 /// # Errors
 /// When it means none, or several.
-pub fn select(context: &Context, store: &impl Store, text: &str) -> Result<StoredBackup, Failure> {
+pub fn select(context: &Context, store: &dyn Store, text: &str) -> Result<StoredBackup, Failure> {
     let (backups, damaged) = store.backups(None)?;
     for damage in &damaged {
         if text.contains('@') { context.screen.finding(damage) } else { context.screen.note(damage) }

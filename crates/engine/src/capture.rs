@@ -37,6 +37,7 @@ struct Scope {
     kind: Kind,
     reason: String,
     base: Option<BackupId>,
+    compare: Option<BackupId>,
     dirty: Extents,
     audit: Option<(Option<AuditRecord>, u64)>,
 }
@@ -58,16 +59,20 @@ pub fn capture(
         return Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into());
     }
     match on_base(disk, plan, chunk, auditing, writer, monitor) {
-        Err(failure) if plan.since.is_some() && !monitor.interrupted() && is_base_unusable(&failure) => {
+        Err(failure) if uses_another(plan) && !monitor.interrupted() && is_base_unusable(&failure) => {
             monitor.finding(&format!(
                 "disk {}: the base cannot be read, so the whole disk is stored anew: {}",
                 plan.name,
                 in_one_line(&failure)
             ));
-            store(disk, plan, &whole(plan, "the last backup is damaged in the store"), chunk, writer, monitor)
+            store(disk, plan, &whole(plan, "the last backup is damaged in the store", None), chunk, writer, monitor)
         }
         result => result,
     }
+}
+
+fn uses_another(plan: &DiskPlan) -> bool {
+    plan.since.is_some() || plan.compare.is_some()
 }
 
 fn on_base(
@@ -102,7 +107,7 @@ fn scope(
     auditing: Option<&Audit<'_>>,
     monitor: &dyn Monitor,
 ) -> Result<Scope> {
-    let Some(base) = &plan.since else { return Ok(whole(plan, &plan.reason)) };
+    let Some(base) = &plan.since else { return Ok(whole(plan, &plan.reason, plan.compare.clone())) };
     let grown = Extents::from_iter([Extent::new(base.size.0, plan.size.0)]);
     let recorded = disk.dirty()?;
     let dirty = if broken(Rule::Growth) { recorded } else { recorded.union(&grown) };
@@ -113,16 +118,17 @@ fn scope(
         Some(Audited::Clean(record, bytes)) => Some((record, bytes)),
         Some(Audited::Contradiction(lie)) => {
             monitor.finding(&format!("disk {}: the bitmap cannot be believed, so everything is read: {lie}", plan.name));
-            return Ok(whole(plan, &format!("the audit contradicts the bitmap: {lie}")));
+            let compare = Some(base.backup.clone());
+            return Ok(whole(plan, &format!("the audit contradicts the bitmap: {lie}"), compare));
         }
     };
-    Ok(Scope { kind: plan.kind, reason: plan.reason.clone(), base: Some(base.backup.clone()), dirty, audit })
+    Ok(Scope { kind: plan.kind, reason: plan.reason.clone(), base: Some(base.backup.clone()), compare: None, dirty, audit })
 }
 
-/// Everything is looked at, and nothing is taken over unseen.
-fn whole(plan: &DiskPlan, reason: &str) -> Scope {
+/// Everything is looked at, and nothing is taken over unseen; what is the same as in `compare` need not be stored again.
+fn whole(plan: &DiskPlan, reason: &str, compare: Option<BackupId>) -> Scope {
     let kind = if plan.kind == Kind::Full { Kind::Full } else { Kind::Resync };
-    Scope { kind, reason: reason.to_owned(), base: None, dirty: Extents::whole(plan.size), audit: None }
+    Scope { kind, reason: reason.to_owned(), base: None, compare, dirty: Extents::whole(plan.size), audit: None }
 }
 
 fn store(
@@ -137,9 +143,10 @@ fn store(
     let changed = if broken(Rule::Rounding) { scope.dirty.clone() } else { rounded };
     let put = disk.data(&changed)?.round_out(chunk, plan.size).intersection(&changed);
     let zero = changed.difference(&put);
-    let content = DiskContent { name: plan.name.clone(), size: plan.size, chunk_size: chunk, base: scope.base.clone(), put, zero };
+    let (base, compare) = (scope.base.clone(), scope.compare.clone());
+    let content = DiskContent { name: plan.name.clone(), size: plan.size, chunk_size: chunk, base, compare, put, zero };
     let started = writer.disk(&content);
-    let mut target = match scope.base {
+    let mut target = match scope.base.as_ref().or(scope.compare.as_ref()) {
         Some(_) => started.map_err(|failure| keepmark_model::Failure::new(failure.class(), BaseUnusable(failure)))?,
         None => started?,
     };

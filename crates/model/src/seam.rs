@@ -226,6 +226,15 @@ pub trait Store: Send + Sync {
     /// When the store cannot be read or written, or somebody else is at it; nothing that a backup needs is ever gone.
     fn prune(&self, request: &PruneRequest, monitor: &dyn Monitor) -> Result<Pruned>;
 
+    /// Makes a backup need no other one, without its VM. Where every backup is whole by itself there is nothing to do.
+    ///
+    /// # Errors
+    /// When it is not there, somebody works on the VM's backups, or anything cannot be read or written; it restores as before.
+    fn consolidate(&self, id: &BackupId, monitor: &dyn Monitor) -> Result<()> {
+        let _ = (id, monitor);
+        Ok(())
+    }
+
     /// Checks backups, or all that are or should be there when `ids` is empty; `read_data` reads and hashes everything they need.
     ///
     /// # Errors

@@ -102,6 +102,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Somebody else works on a VM's backups.
+    #[error("somebody else works on the backups in {}", folder.display())]
+    InUse {
+        /// The VM's folder.
+        folder: PathBuf,
+    },
     /// QEMU's tools could not do something with an image.
     #[error("cannot {action} image {}", image.display())]
     Image {
@@ -185,7 +191,7 @@ impl Error {
         match self {
             Self::NoStore { .. } | Self::NotAStore { .. } => FailureClass::NoStore,
             Self::WrongPassword { .. } => FailureClass::WrongPassword,
-            Self::Locked { .. } | Self::LockUnreadable { .. } => FailureClass::Locked,
+            Self::Locked { .. } | Self::LockUnreadable { .. } | Self::InUse { .. } => FailureClass::Locked,
             Self::NoSuchBackup { .. } | Self::NoSuchPart { .. } | Self::Pinned { .. } => FailureClass::Usage,
             Self::Sink(failure) => failure.class(),
             Self::NotEmpty { .. }
@@ -223,6 +229,7 @@ impl Error {
             | Self::Io { .. }
             | Self::Poisoned
             | Self::Image { .. }
+            | Self::InUse { .. }
             | Self::NoSuchBackup { .. }
             | Self::NoSuchPart { .. }
             | Self::Content { .. }
@@ -231,6 +238,17 @@ impl Error {
             | Self::Internal { .. } => None,
         }
     }
+}
+
+/// An error and its causes on one line, for what tells of it as a fact.
+pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
 }
 
 impl From<Error> for Failure {

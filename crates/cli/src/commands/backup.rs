@@ -45,6 +45,9 @@ pub struct BackupArguments {
     /// What, and how.
     #[command(flatten)]
     pub request: RequestArguments,
+    /// Compress the new images (an image store's; a repository always compresses)
+    #[arg(long)]
+    pub compress: bool,
     /// Blocks called clean that are read again and compared: off, N chunks or P% of each disk (default: under 5 % of the cost)
     #[arg(long, value_name = "N|P%|off", value_parser = audit_wish)]
     pub audit: Option<AuditWish>,
@@ -137,7 +140,7 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
     if given > 1 && (name.is_some() || uuid.is_some()) {
         return Err(Failure::new(FailureClass::Usage, OneName { given }));
     }
-    let store = store::open(context)?;
+    let store = store::open_for_writing(context, arguments.compress)?;
     let job = BackupJob {
         request,
         freeze: context.freeze(),
@@ -148,10 +151,10 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
     match places.as_slice() {
         [place] => {
             let vm = hypervisor::open_as(context, place, &arguments.identity)?;
-            show(context, &back_up(vm, &store, &job, &context.screen)?)?;
+            show(context, &back_up(vm, store.as_ref(), &job, &context.screen)?)?;
         }
         places => fleet::run(context, places, arguments.jobs, &|place, monitor| {
-            let report = back_up(hypervisor::open_place(context, place)?, &store, &job, monitor)?;
+            let report = back_up(hypervisor::open_place(context, place)?, store.as_ref(), &job, monitor)?;
             show(context, &report).map(|()| report)
         })?,
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use clap::Args;
 use keepmark_model::Failure;
 use keepmark_model::facts::{Persistence, VmFacts};
-use keepmark_model::seam::{Monitor, Store};
+use keepmark_model::seam::Monitor;
 use serde_json::json;
 
 use crate::context::Context;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use keepmark_model::manifest::StoredBackup;
-use keepmark_model::seam::{Monitor, Store};
+use keepmark_model::seam::Monitor;
 use keepmark_model::select::of_vm;
 use keepmark_model::{Failure, FailureClass};
 use serde_json::{Value, json};

@@ -33,7 +33,7 @@ pub fn run(context: &Context, arguments: &PlanArguments) -> Result<Outcome, Fail
     let request = arguments.request.request();
     let store = store::open(context)?;
     let mut vm = hypervisor::open(context, &arguments.vm)?;
-    let found = outlook(vm.as_mut(), &store, &request, &context.screen);
+    let found = outlook(vm.as_mut(), store.as_ref(), &request, &context.screen);
     vm.close()?;
     let found = found?;
     if context.global.json {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use keepmark_engine::restore::{Format, RestoreJob, RestoredDisk, restore};
-use keepmark_model::seam::{BackupReader, Store};
+use keepmark_model::seam::BackupReader;
 use keepmark_model::{DiskName, Failure, FailureClass};
 use serde_json::{Value, json};
 
@@ -112,7 +112,7 @@ pub fn run(context: &Context, arguments: &RestoreArguments) -> Result<Outcome, F
         return Err(Failure::new(FailureClass::Usage, NamedTwice { name: name.clone() }));
     }
     let store = store::open(context)?;
-    let chosen = store::select(context, &store, &arguments.backup)?;
+    let chosen = store::select(context, store.as_ref(), &arguments.backup)?;
     let reader = store.open(&chosen.id)?;
     let started = (context::world().elapsed)();
     let restored = match &arguments.define {

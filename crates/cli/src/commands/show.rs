@@ -4,7 +4,7 @@ use clap::Args;
 use keepmark_engine::report::in_one_line;
 use keepmark_model::Failure;
 use keepmark_model::manifest::StoredBackup;
-use keepmark_model::seam::{Monitor, Store};
+use keepmark_model::seam::Monitor;
 
 use crate::context::Context;
 use crate::exit::Outcome;
@@ -31,7 +31,7 @@ pub struct ShowArguments {
 /// Runs it.
 pub fn run(context: &Context, arguments: &ShowArguments) -> Result<Outcome, Failure> {
     let store = store::open(context)?;
-    let backup = store::select(context, &store, &arguments.backup)?;
+    let backup = store::select(context, store.as_ref(), &arguments.backup)?;
     let reader = store.open(&backup.id);
     if let Some(name) = &arguments.file {
         output::bytes(&reader?.file(name)?)?;

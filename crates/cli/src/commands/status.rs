@@ -9,7 +9,7 @@ use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::VmFacts;
 use keepmark_model::manifest::{Kind, StoredBackup};
 use keepmark_model::plan::{Request, WantedKind, plan};
-use keepmark_model::seam::{Monitor, Store};
+use keepmark_model::seam::Monitor;
 use keepmark_model::{Failure, VmId};
 use serde_json::{Value, json};
 

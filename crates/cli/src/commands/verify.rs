@@ -32,7 +32,7 @@ pub struct VerifyArguments {
 /// Runs it.
 pub fn run(context: &Context, arguments: &VerifyArguments) -> Result<Outcome, Failure> {
     let store = store::open(context)?;
-    let ids = wanted(context, &store, arguments)?;
+    let ids = wanted(context, store.as_ref(), arguments)?;
     let result = store.verify(&ids, arguments.read_data, &|done, total| context.screen.progress("verify", done, total))?;
     context.screen.finished("verify");
     result.damages.iter().for_each(|damage| context.screen.finding(&human(damage)));
@@ -46,7 +46,7 @@ pub fn run(context: &Context, arguments: &VerifyArguments) -> Result<Outcome, Fa
 }
 
 /// One backup, or all of them; those whose snapshot cannot be read are findings already.
-fn wanted(context: &Context, store: &impl Store, arguments: &VerifyArguments) -> Result<Vec<BackupId>, Failure> {
+fn wanted(context: &Context, store: &dyn Store, arguments: &VerifyArguments) -> Result<Vec<BackupId>, Failure> {
     if let Some(backup) = &arguments.backup {
         return Ok(vec![store::select(context, store, backup)?.id]);
     }

@@ -42,6 +42,16 @@ impl Checksums {
         serde_json::to_vec_pretty(self).map_err(|error| Error::internal("write checksums", error))
     }
 
+    /// From now on an image may be another one.
+    pub fn expect(&mut self, image: &str, hash: &str) {
+        self.images.entry(image.to_owned()).or_default().push(hash.to_owned());
+    }
+
+    /// An image is this one and no other.
+    pub fn settle(&mut self, image: &str, hash: String) {
+        self.images.insert(image.to_owned(), vec![hash]);
+    }
+
     /// Whether an image is as it was written.
     pub fn fits(&self, image: &str, hash: &str) -> bool {
         self.images.get(image).is_some_and(|hashes| hashes.iter().any(|known| known == hash))

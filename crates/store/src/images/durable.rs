@@ -1,7 +1,8 @@
 //! Files that are there whole or not at all: written beside, synced, renamed, and their folder synced.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -18,10 +19,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     written
 }
 
-/// Writes a file that is not there yet, and syncs it but not its name.
+/// Writes a file that is not there yet, for the owner only, and syncs it but not its name.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
-        let mut file = File::create_new(path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     };

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// The backing name stands within the first cluster, which has 64 KiB in our images.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+/// QEMU writes the backing name right after the extensions: within 2 KiB.
+const HEAD_BYTES_MAX: usize = 4 << 10;
 const MAGIC: &[u8] = b"QFI\xfb";
 const VERSION: u32 = 3;
 const HEADER_BYTES_MIN: usize = 104;
@@ -82,7 +82,7 @@ fn backing(head: &[u8]) -> std::result::Result<Option<String>, String> {
         return Ok(None);
     }
     let name = head.get(start..).and_then(|rest| rest.get(..length)).filter(|_| length <= NAME_BYTES_MAX);
-    let name = name.ok_or_else(|| "the name of the image below is not within its first cluster".to_owned())?;
+    let name = name.ok_or_else(|| "the name of the image below is not in its head".to_owned())?;
     String::from_utf8(name.to_vec()).map(Some).map_err(|_| "the name of the image below is no text".into())
 }
 
@@ -163,8 +163,8 @@ mod tests {
             (72, &[0, 0, 0, 0, 0, 0, 0, 2], "corrupt"),
             (72, &[0, 0, 0, 0, 0, 0, 0, 4], "another file"),
             (72, &[1, 0, 0, 0, 0, 0, 0, 0], "not known"),
-            (8, &[0, 0, 0, 1], "first cluster"),
-            (16, &[0xff, 0xff, 0xff, 0xff], "first cluster"),
+            (8, &[0, 0, 0, 1], "not in its head"),
+            (16, &[0xff, 0xff, 0xff, 0xff], "not in its head"),
             (120, b"raw\0\0", "qcow2"),
             (100, &[0xff, 0xff, 0xff, 0xff], "ends early"),
         ] {

@@ -4,9 +4,13 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::images::place::LOCK;
+
+const SETTLING: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A lock on a VM's folder; the kernel frees it when its process dies.
 #[derive(Debug)]
@@ -30,13 +34,17 @@ impl VmLock {
         }
     }
 
-    /// Alone, if nobody else is there now.
+    /// Alone, if nobody else is there now. A program that is just being started by another thread has our locks for a moment, even
+    /// those that were given up: hence a second look.
     pub fn alone(folder: &Path) -> Result<Option<Self>> {
-        let file = open(folder)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(Error::io("lock", folder, error)),
+        let (file, end) = (open(folder)?, Instant::now() + SETTLING);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(Self { _file: file })),
+                Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(LOOK),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(Error::io("lock", folder, error)),
+            }
         }
     }
 }

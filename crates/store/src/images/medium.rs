@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use keepmark_model::images::{Access, ImageTools, OpenImage};
-use keepmark_model::{Extent, Extents};
-use keepmark_nbd::{Address, Client, Options, Status};
+use keepmark_model::{Extent, Extents, FailureClass};
+use keepmark_nbd::{Address, BufferPool, Client, Options, Request, Status};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, in_one_line};
 use crate::images::shelf::Layer;
 
 const ALLOCATION: &str = "base:allocation";
 const DEPTH: &str = "qemu:allocation-depth";
+const PIECE_BYTES: u64 = 1 << 20;
 const READS_AS_ZERO: u64 = 1 << 1;
 
 /// An open chain.
@@ -20,13 +21,19 @@ pub struct Medium {
 }
 
 impl Medium {
-    /// Opens images of a chain, the first one on the others.
+    /// Opens images of a chain, the first one on the others. When it is refused, published ones among them are damaged.
     pub fn open(tools: &dyn ImageTools, chain: Vec<PathBuf>, access: Access) -> Result<Self> {
-        let image = tools.open(&chain, access)?;
-        Ok(Self { image, path: chain.into_iter().next().unwrap_or_default() })
+        let opened = tools.open(&chain, access);
+        let has_published = access == Access::Read || chain.len() > 1;
+        let path = chain.into_iter().next().unwrap_or_default();
+        let image = opened.map_err(|failure| {
+            let is_damage = has_published && failure.class() == FailureClass::Failed;
+            if is_damage { Error::damaged("image", path.display(), in_one_line(&failure)) } else { Error::Sink(failure) }
+        })?;
+        Ok(Self { image, path })
     }
 
-    /// Opens a chain for reading. What cannot be opened is damage to who reads.
+    /// Opens a chain for reading.
     pub fn read(tools: &dyn ImageTools, chain: &[Layer]) -> Result<Self> {
         Self::open(tools, chain.iter().map(|layer| layer.path.clone()).collect(), Access::Read)
     }
@@ -101,10 +108,45 @@ impl Reader {
         self.client.flush().map_err(|source| failed("sync", &self.path, source))
     }
 
-    /// What a failure to read means.
-    pub fn unreadable(&self, source: &keepmark_nbd::Error) -> Error {
-        unreadable(&self.path, source)
+    /// Reads pieces, several at once, and hands each over as it completes.
+    pub fn read_each(
+        &mut self,
+        wanted: &mut dyn Iterator<Item = Request>,
+        in_flight: usize,
+        pool: &BufferPool,
+        sink: &mut dyn FnMut(Request, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let read = self.client.read_many(wanted, in_flight, pool, &mut |request, bytes| {
+            sink(request, &bytes).map_err(Stop::Sink)?;
+            pool.put(bytes);
+            Ok(())
+        });
+        read.map_err(|stop| match stop {
+            Stop::Source(source) => unreadable(&self.path, &source),
+            Stop::Sink(error) => error,
+        })
     }
+}
+
+/// Why reading ended early.
+enum Stop {
+    Source(keepmark_nbd::Error),
+    Sink(Error),
+}
+
+impl From<keepmark_nbd::Error> for Stop {
+    fn from(error: keepmark_nbd::Error) -> Self {
+        Self::Source(error)
+    }
+}
+
+/// Cuts a range into requests.
+pub fn pieces(extent: Extent) -> impl Iterator<Item = Request> {
+    let step = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
+    (extent.start..extent.end).step_by(step).map(move |offset| {
+        let length = u32::try_from((extent.end - offset).min(PIECE_BYTES)).unwrap_or_default();
+        Request { offset, length }
+    })
 }
 
 fn failed(action: &'static str, image: &std::path::Path, source: keepmark_nbd::Error) -> Error {

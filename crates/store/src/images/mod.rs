@@ -1,15 +1,17 @@
 //! Plain qcow2 images: a folder per VM, a folder per backup, an image per disk, each on the one that it builds on.
 //!
 //! In reading order: [`place`] (what is where), [`header`] (what an image says of itself), [`shelf`] (the backups of a VM, derived from
-//! what lies there), [`lock`], [`medium`] (images through QEMU's tools), [`write`] and [`read`] (a backup), [`verify`].
+//! what lies there), [`lock`], [`medium`] (images through QEMU's tools), [`write`] and [`read`] (a backup), [`delete`] and [`merge`], [`verify`].
 //! A backup exists when its folder has its name and a manifest in it. What it builds on is read from its images' headers, never
 //! remembered.
 
 mod checksums;
+mod delete;
 mod durable;
 mod header;
 mod lock;
 mod medium;
+mod merge;
 mod place;
 mod read;
 mod shelf;
@@ -27,6 +29,7 @@ use keepmark_model::{BackupId, ChunkSize, StoreId, VmId};
 
 use crate::error::{Error, Result};
 use crate::images::lock::VmLock;
+use crate::images::merge::Merger;
 use crate::images::place::Marker;
 use crate::images::shelf::Shelf;
 
@@ -53,6 +56,12 @@ impl std::fmt::Debug for ImageStore {
 }
 
 impl ImageStore {
+    /// Whether the folder is an image store.
+    #[must_use]
+    pub fn is_at(root: &Path) -> bool {
+        place::is_image_store(root)
+    }
+
     /// Makes a new store in a folder that is empty or not there.
     ///
     /// # Errors
@@ -91,14 +100,57 @@ impl ImageStore {
     /// The VM's folder that has a backup.
     fn shelf_of(&self, id: &BackupId) -> Result<Shelf> {
         let missing = || Error::NoSuchBackup { id: id.to_string() };
-        let folder = place::vm_folders(&self.root)?.into_iter().find(|folder| place::is_backup_id(id.as_str()) && folder.join(id.as_str()).is_dir());
+        let folder =
+            place::vm_folders(&self.root)?.into_iter().find(|folder| place::is_backup_id(id.as_str()) && folder.join(id.as_str()).is_dir());
         let shelf = Shelf::new(folder.ok_or_else(missing)?);
         if shelf.is_listed(id) { Ok(shelf) } else { Err(missing()) }
+    }
+
+    /// Finishes deletions in all folders; one that fails does not keep the others from it.
+    fn finish(&self, monitor: &dyn Monitor) -> Result<Pruned> {
+        let (mut all, mut first) = (Pruned::default(), Ok(()));
+        for shelf in self.shelves()? {
+            match delete::finish(&*self.options.tools, &shelf, monitor) {
+                Ok(pruned) => {
+                    all.removed_files += pruned.removed_files;
+                    all.removed_bytes += pruned.removed_bytes;
+                    all.waiting.extend(pruned.waiting);
+                }
+                Err(error) if first.is_ok() => first = Err(error),
+                Err(_) => {}
+            }
+        }
+        first.map(|()| all)
+    }
+
+    /// What deletions have left to be done.
+    fn to_finish(&self) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
+        for shelf in self.shelves()? {
+            for id in shelf.ids()?.into_iter().filter(|id| shelf.is_deleted(id)) {
+                pruned.removed_bytes += place::bytes(&shelf.folder_of(&id))?;
+                pruned.removed_files += place::entries(&shelf.folder_of(&id))?.len() as u64;
+            }
+        }
+        Ok(pruned)
     }
 
     fn pin_backup(&self, id: &BackupId, pinned: bool) -> Result<()> {
         let folder = self.shelf_of(id)?.folder().join(id.as_str());
         if pinned { durable::write(&folder.join(place::PINNED), b"") } else { durable::remove(&folder.join(place::PINNED)) }
+    }
+}
+
+/// Whoever writes a backup has nobody to tell of others' deletions.
+struct Unheard;
+
+impl Monitor for Unheard {
+    fn progress(&self, _: &str, _: u64, _: u64) {}
+    fn finished(&self, _: &str) {}
+    fn finding(&self, _: &str) {}
+    fn note(&self, _: &str) {}
+    fn interrupted(&self) -> bool {
+        false
     }
 }
 
@@ -117,11 +169,8 @@ impl Store for ImageStore {
 
     fn begin(&self, vm: &VmId, _time: Timestamp) -> seam::Result<Box<dyn seam::BackupWriter + '_>> {
         let folder = place::make_vm_folder(&self.root, vm)?;
-        // Alone, one tidies up what the dead have left; beside others that is theirs, or the next one's.
-        if let Some(alone) = VmLock::alone(&folder)? {
-            place::sweep(&folder)?;
-            drop(alone);
-        }
+        // What cannot be finished now is told by whoever deletes, prunes or verifies; a backup does not depend on it.
+        drop(delete::finish(&*self.options.tools, &Shelf::new(&folder), &Unheard));
         Ok(Box::new(write::BackupWriter::begin(&self.options, &folder, VmLock::shared(&folder)?)?))
     }
 
@@ -129,7 +178,11 @@ impl Store for ImageStore {
         Ok(Box::new(read::BackupReader::open(&self.options.tools, self.shelf_of(id)?, id)?))
     }
 
-    fn delete(&self, _ids: &[BackupId], _monitor: &dyn Monitor) -> seam::Result<()> {
+    fn delete(&self, ids: &[BackupId], monitor: &dyn Monitor) -> seam::Result<()> {
+        let found = ids.iter().map(|id| Ok((self.shelf_of(id)?, id.clone()))).collect::<Result<Vec<_>>>()?;
+        delete::unlist(&found)?;
+        let pruned = self.finish(monitor)?;
+        pruned.waiting.iter().for_each(|whom| monitor.note(&format!("the space is freed later: {whom}")));
         Ok(())
     }
 
@@ -137,8 +190,17 @@ impl Store for ImageStore {
         Ok(self.pin_backup(id, pinned)?)
     }
 
-    fn prune(&self, _request: &PruneRequest, _monitor: &dyn Monitor) -> seam::Result<Pruned> {
-        Ok(Pruned::default())
+    fn prune(&self, request: &PruneRequest, monitor: &dyn Monitor) -> seam::Result<Pruned> {
+        Ok(if request.dry_run { self.to_finish()? } else { self.finish(monitor)? })
+    }
+
+    fn consolidate(&self, id: &BackupId, monitor: &dyn Monitor) -> seam::Result<()> {
+        let shelf = self.shelf_of(id)?;
+        let Some(_alone) = VmLock::alone(shelf.folder())? else {
+            return Err(Error::InUse { folder: shelf.folder().to_owned() }.into());
+        };
+        let merger = Merger { tools: &*self.options.tools, shelf: &shelf, monitor };
+        Ok(shelf.disks(id)?.iter().try_for_each(|disk| merger.merge(id, disk, None))?)
     }
 
     fn verify(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> seam::Result<Verification> {

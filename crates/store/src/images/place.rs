@@ -57,7 +57,9 @@ impl Marker {
     pub fn read(root: &Path) -> Result<Self> {
         let (path, place) = (root.join(MARKER), root.to_owned());
         let bytes = match durable::read(&path, MARKER_BYTES_MAX) {
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound && root.exists() => return Err(Error::NotAStore { path: place }),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound && root.exists() => {
+                return Err(Error::NotAStore { path: place });
+            }
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Err(Error::NoStore { path: place }),
             other => other?,
         };
@@ -114,6 +116,11 @@ pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     fs::read_dir(folder).map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
 }
 
+/// How many bytes the files in a folder have.
+pub fn bytes(folder: &Path) -> Result<u64> {
+    Ok(entries(folder)?.iter().map(|file| fs::metadata(file).map_or(0, |facts| facts.len())).fold(0, u64::saturating_add))
+}
+
 /// A new backup's id: hexadecimal digits, as people type the first of them.
 pub fn new_id() -> String {
     hex::encode(rand::random::<[u8; ID_BYTES]>())
@@ -142,7 +149,9 @@ pub fn temporary_name() -> String {
 
 /// Whether a name is that of something that is not published yet.
 pub fn is_temporary(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.') && name.get(1..).is_some_and(|rest| rest.starts_with(TEMPORARY_PREFIX)))
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.starts_with('.') && name.get(1..).is_some_and(|rest| rest.starts_with(TEMPORARY_PREFIX)))
 }
 
 /// Removes what the dead have left in a VM's folder. Only for one who is alone there.

@@ -8,18 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use keepmark_model::images::ImageTools;
 use keepmark_model::manifest::{Manifest, ManifestDisk};
 use keepmark_model::seam::{self, Piece};
-use keepmark_model::{BackupId, ChunkIndex, DiskName, Extent, Extents, Failure, Size};
+use keepmark_model::{BackupId, ChunkIndex, DiskName, Extents, Size};
 use keepmark_nbd::{BufferPool, Request};
 
 use crate::error::{Error, Result};
 use crate::images::lock::VmLock;
-use crate::images::medium::{Medium, Reader};
+use crate::images::medium::{Medium, Reader, pieces};
 use crate::images::shelf::Shelf;
 use crate::images::{durable, place};
 
 const THREADS: usize = 3;
 const IN_FLIGHT: usize = 8;
-const PIECE_BYTES: u64 = 1 << 20;
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// A published backup, open for reading.
@@ -84,7 +83,8 @@ impl BackupReader {
     fn file_names(&self) -> Vec<String> {
         let entries: Vec<PathBuf> = place::entries(&self.shelf.folder_of(&self.id)).unwrap_or_default();
         let names = entries.iter().filter(|path| path.is_file()).filter_map(|path| path.file_name()?.to_str());
-        let mut names: Vec<String> = names.filter(|name| *name == place::MANIFEST || place::is_free_name(name)).map(str::to_owned).collect();
+        let mut names: Vec<String> =
+            names.filter(|name| *name == place::MANIFEST || place::is_free_name(name)).map(str::to_owned).collect();
         names.sort();
         names
     }
@@ -159,41 +159,7 @@ fn read_pieces(
     let goes_on = || failure.lock().unwrap_or_else(PoisonError::into_inner).is_none();
     let mut next = std::iter::from_fn(|| if goes_on() { pieces.lock().unwrap_or_else(PoisonError::into_inner).next() } else { None });
     let pool = BufferPool::new(IN_FLIGHT * 2);
-    let read = reader.client.read_many(&mut next, IN_FLIGHT, &pool, &mut |request, bytes| {
-        sink(Piece::Data { offset: request.offset, bytes: &bytes })?;
-        pool.put(bytes);
-        Ok::<(), Stop>(())
-    });
-    read.map_err(|stop| match stop {
-        Stop::Source(source) => reader.unreadable(&source),
-        Stop::Sink(failure) => Error::Sink(failure),
-    })
-}
-
-/// Why reading ended early.
-enum Stop {
-    Source(keepmark_nbd::Error),
-    Sink(Failure),
-}
-
-impl From<keepmark_nbd::Error> for Stop {
-    fn from(error: keepmark_nbd::Error) -> Self {
-        Self::Source(error)
-    }
-}
-
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
-        Self::Sink(failure)
-    }
-}
-
-fn pieces(extent: Extent) -> impl Iterator<Item = Request> {
-    let step = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
-    (extent.start..extent.end).step_by(step).map(move |offset| {
-        let length = u32::try_from((extent.end - offset).min(PIECE_BYTES)).unwrap_or_default();
-        Request { offset, length }
-    })
+    reader.read_each(&mut next, IN_FLIGHT, &pool, &mut |request, bytes| Ok(sink(Piece::Data { offset: request.offset, bytes })?))
 }
 
 impl seam::BackupReader for BackupReader {
@@ -217,7 +183,12 @@ impl seam::BackupReader for BackupReader {
         Ok(self.disk(disk)?.is_same(chunk, bytes)?)
     }
 
-    fn read_disk(&self, disk: &DiskName, within: Option<&Extents>, sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync)) -> seam::Result<()> {
+    fn read_disk(
+        &self,
+        disk: &DiskName,
+        within: Option<&Extents>,
+        sink: &(dyn Fn(Piece<'_>) -> seam::Result<()> + Sync),
+    ) -> seam::Result<()> {
         Ok(self.disk(disk)?.read(within, sink)?)
     }
 }

@@ -77,8 +77,12 @@ impl Shelf {
     pub fn manifest(&self, id: &BackupId) -> Result<Manifest> {
         let path = self.folder_of(id).join(place::MANIFEST);
         let bytes = match durable::read(&path, MANIFEST_BYTES_MAX) {
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Err(Error::damaged("backup", id, "it has no manifest")),
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::FileTooLarge => return Err(Error::damaged("backup", id, "its manifest is too large")),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Err(Error::damaged("backup", id, "it has no manifest"));
+            }
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::FileTooLarge => {
+                return Err(Error::damaged("backup", id, "its manifest is too large"));
+            }
             other => other?,
         };
         decode_manifest(&bytes).map_err(|problem| Error::damaged("backup", id, format!("its manifest {problem}")))
@@ -105,7 +109,8 @@ impl Shelf {
         }
         let header = Header::read(&path)?;
         let below = header.backing.as_deref().map(|name| {
-            of_sibling(name, disk).ok_or_else(|| damaged(format!("it says that it lies on {name:?}, which is no image of that disk in a backup beside it")))
+            of_sibling(name, disk)
+                .ok_or_else(|| damaged(format!("it says that it lies on {name:?}, which is no image of that disk in a backup beside it")))
         });
         Ok(Layer { backup: id.clone(), path: path.clone(), size: header.size, below: below.transpose()? })
     }

@@ -7,13 +7,19 @@ use keepmark_model::BackupId;
 use keepmark_model::images::ImageTools;
 use keepmark_model::seam::{Damage, Verification};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, in_one_line};
 use crate::images::checksums::{Checksums, hash};
 use crate::images::shelf::{Layer, Shelf};
 use crate::images::write::image_size;
 
 /// Checks backups, or all; see [`keepmark_model::seam::Store::verify`].
-pub fn verify(tools: &dyn ImageTools, shelves: &[Shelf], ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> Result<Verification> {
+pub fn verify(
+    tools: &dyn ImageTools,
+    shelves: &[Shelf],
+    ids: &[BackupId],
+    read_data: bool,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Verification> {
     let mut needs = Needs::default();
     for shelf in shelves {
         for id in shelf.ids()?.into_iter().filter(|id| !shelf.is_deleted(id)) {
@@ -22,7 +28,7 @@ pub fn verify(tools: &dyn ImageTools, shelves: &[Shelf], ids: &[BackupId], read_
             }
         }
     }
-    for id in ids.iter().filter(|id| !needs.backups.contains(*id)) {
+    if let Some(id) = ids.iter().find(|id| !needs.backups.contains(*id)) {
         return Err(Error::NoSuchBackup { id: id.to_string() });
     }
     let bytes_read = needs.check_images(tools, read_data, progress);
@@ -64,9 +70,10 @@ impl Needs {
     }
 
     fn blame(&mut self, error: &Error, backups: impl IntoIterator<Item = BackupId>) {
-        let (subject, problem) = match error {
-            Error::Damaged { kind, id, problem } => (format!("{kind} {id}"), problem.clone()),
-            other => ("store".to_owned(), in_one_line(other)),
+        let (subject, problem) = if let Error::Damaged { kind, id, problem } = error {
+            (format!("{kind} {id}"), problem.clone())
+        } else {
+            ("store".to_owned(), in_one_line(error))
         };
         match self.damages.iter_mut().find(|damage| damage.subject == subject && damage.problem == problem) {
             Some(damage) => damage.backups.extend(backups),
@@ -127,14 +134,4 @@ fn check_bytes(image: &Path, read: &mut dyn FnMut(u64) -> Result<()>) -> Result<
     let checksums = Checksums::read(folder).map_err(|error| damaged(format!("its hash is not known: {}", in_one_line(&error))))?;
     let found = hash(image, read).map_err(|error| damaged(in_one_line(&error)))?;
     if checksums.fits(name, &found) { Ok(()) } else { Err(damaged("it is not as it was written: it has another hash".into())) }
-}
-
-fn in_one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }

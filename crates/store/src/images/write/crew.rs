@@ -143,11 +143,18 @@ fn store(writer: &mut Reader, offset: u64, data: &[u8], old: &mut Vec<u8>, below
                 return Ok(false);
             }
             old.resize(data.len(), 0);
-            if !was_zero && { writer.fill(offset, old)?; old == data } {
+            if !was_zero && {
+                writer.fill(offset, old)?;
+                old == data
+            } {
                 return Ok(false);
             }
         }
     }
-    if is_zero { writer.zero(extent)? } else { writer.write(offset, data)? }
+    if is_zero {
+        writer.zero(extent)?
+    } else {
+        writer.write(offset, data)?
+    }
     Ok(true)
 }

@@ -48,7 +48,8 @@ impl DiskWriter {
             zero(&mut writer, content)?;
         }
         let crew = Crew::start(&medium, kind)?;
-        let words = usize::try_from(content.chunk_size.count(content.size).div_ceil(64)).map_err(|error| Error::internal("count chunks", error))?;
+        let words =
+            usize::try_from(content.chunk_size.count(content.size).div_ceil(64)).map_err(|error| Error::internal("count chunks", error))?;
         Ok(Self { content: content.clone(), image, come: vec![0; words], crew, medium })
     }
 
@@ -75,7 +76,11 @@ impl DiskWriter {
         medium.close()?;
         durable::sync(&image)?;
         let facts = std::fs::metadata(&image).map_err(|error| Error::io("look at", &image, error))?;
-        Ok(DiskStored { stored_bytes: facts.blocks().saturating_mul(512), chunks_new: written, chunks_known: awaited.saturating_sub(written) })
+        Ok(DiskStored {
+            stored_bytes: facts.blocks().saturating_mul(512),
+            chunks_new: written,
+            chunks_known: awaited.saturating_sub(written),
+        })
     }
 
     fn wrong(&self, problem: String) -> Error {
