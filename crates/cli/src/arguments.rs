@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{backup, checkpoint, completion, doctor, init, list, man, plan, restore, show, status, verify, watchdog};
+use crate::commands::{
+    backup, checkpoint, completion, consolidate, doctor, init, list, man, plan, restore, show, status, verify, watchdog,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,6 +81,8 @@ pub enum Command {
     Restore(restore::RestoreArguments),
     /// Check that backups are whole
     Verify(verify::VerifyArguments),
+    /// Make a backup need no other one (a synthetic full)
+    Consolidate(consolidate::ConsolidateArguments),
     /// Create, list or delete the checkpoints on a VM
     Checkpoint(checkpoint::CheckpointArguments),
     /// Check this host, the store and a VM, and name what would help

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod checkpoint;
 pub mod completion;
+pub mod consolidate;
 pub mod doctor;
 pub mod init;
 pub mod list;
@@ -35,6 +36,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Command::Show(arguments) => show::run(&context()?, &arguments),
         Command::Restore(arguments) => restore::run(&context()?, &arguments),
         Command::Verify(arguments) => verify::run(&context()?, &arguments),
+        Command::Consolidate(arguments) => consolidate::run(&context()?, &arguments),
         Command::Checkpoint(arguments) => checkpoint::run(&context()?, &arguments),
         Command::Doctor(arguments) => doctor::run(&context()?, &arguments),
         Command::Completion(arguments) => completion::run(&arguments),
