@@ -18,8 +18,9 @@ use keepmark_model::seam::{
 use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, VmId};
 
 use crate::audit::Audit;
-use crate::capture::{Captured, capture};
+use crate::capture::{Captured, capture, look};
 use crate::error::Error;
+use crate::push::{self, Mode};
 use crate::report::{BackupReport, in_one_line};
 use crate::surroundings::Surroundings;
 
@@ -30,6 +31,8 @@ pub struct BackupJob {
     pub request: Request,
     /// Whether the guest's file systems are quiesced.
     pub freeze: Freeze,
+    /// Who moves the data.
+    pub mode: Mode,
     /// How much of what the bitmaps call clean is looked at again.
     pub audit: AuditWish,
     /// How long a store that is not at hand keeps its checkpoints; none waits for ever.
@@ -106,9 +109,11 @@ impl Run<'_> {
         let id: VmId = self.outlook.facts.identity.id();
         let definition = vm.definition()?;
         let time = self.time_of_backup();
+        let push = push::chosen(self.job.mode, vm, self.store)?;
         let mut writer = self.store.begin(&id, time)?;
-        let mut point = vm.begin(&self.point_request(checkpoint))?;
-        let captured = self.capture_all(point.as_mut(), writer.as_mut())?;
+        let mut point = vm.begin(&self.point_request(checkpoint, push))?;
+        let captured =
+            if push { self.push_all(point.as_mut(), writer.as_mut()) } else { self.capture_all(point.as_mut(), writer.as_mut()) }?;
         let moment = point.moment().clone();
         let mut findings = definition.findings;
         findings.extend(moment.findings.iter().cloned());
@@ -130,7 +135,7 @@ impl Run<'_> {
         newest.checked_add(jiff::Span::new().milliseconds(1)).unwrap_or(newest)
     }
 
-    fn point_request(&self, checkpoint: Option<&CheckpointName>) -> PointRequest {
+    fn point_request(&self, checkpoint: Option<&CheckpointName>, push: bool) -> PointRequest {
         let point_disk =
             |disk: &DiskPlan| PointDisk { name: disk.name.clone(), since: disk.since.as_ref().map(|base| base.checkpoint.clone()) };
         PointRequest {
@@ -138,6 +143,7 @@ impl Run<'_> {
             checkpoint: checkpoint.cloned(),
             run: self.world.run(),
             freeze: self.job.freeze,
+            push,
         }
     }
 
@@ -153,7 +159,31 @@ impl Run<'_> {
         Ok(captured)
     }
 
+    /// What can be pushed is, all at once; the rest is read.
+    fn push_all(&self, point: &mut dyn FrozenPoint, writer: &mut dyn BackupWriter) -> Result<Vec<Captured>> {
+        let (mut captured, mut pushed) = (Vec::new(), Vec::new());
+        for (place, disk) in self.outlook.plan.disks.iter().enumerate() {
+            let mut frozen = point.disk(&disk.name)?;
+            let scope = self.audited(disk, |disk, chunk, audit| look(frozen.as_mut(), disk, chunk, audit, self.monitor))?;
+            match scope.filter(|scope| push::is_pushable(disk, scope)) {
+                Some(scope) => pushed.push((place, (disk, scope))),
+                None => captured.push((place, self.capture_disk(frozen.as_mut(), disk, writer)?)),
+            }
+        }
+        let (places, disks): (Vec<usize>, Vec<_>) = pushed.into_iter().unzip();
+        if !disks.is_empty() {
+            captured.extend(places.into_iter().zip(push::push(point, &disks, writer, self.monitor)?));
+        }
+        captured.sort_by_key(|(place, _)| *place);
+        Ok(captured.into_iter().map(|(_, captured)| captured).collect())
+    }
+
     fn capture_disk(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan, writer: &mut dyn BackupWriter) -> Result<Captured> {
+        self.audited(disk, |disk, chunk, audit| capture(frozen, disk, chunk, audit, writer, self.monitor))
+    }
+
+    /// Does `work` with what an audit of the disk needs; with another plan where the base cannot be opened.
+    fn audited<T>(&self, disk: &DiskPlan, work: impl FnOnce(&DiskPlan, ChunkSize, Option<&Audit<'_>>) -> Result<T>) -> Result<T> {
         let (mut disk, chunk) = (disk.clone(), self.chunk_size(disk));
         let base = match disk.since.as_ref().map(|base| self.store.open(&base.backup)).transpose() {
             Ok(base) => base,
@@ -172,7 +202,7 @@ impl Run<'_> {
             wish: self.job.audit,
             seed: self.seed(),
         });
-        capture(frozen, &disk, chunk, audit.as_ref(), writer, self.monitor)
+        work(&disk, chunk, audit.as_ref())
     }
 
     fn seed(&self) -> u64 {

@@ -33,11 +33,15 @@ pub struct Captured {
 }
 
 /// What of a disk has to be looked at, and where the rest comes from.
-struct Scope {
-    kind: Kind,
-    reason: String,
-    base: Option<BackupId>,
-    compare: Option<BackupId>,
+pub struct Scope {
+    /// How it is captured.
+    pub kind: Kind,
+    /// Why, in words.
+    pub reason: String,
+    /// Where the rest comes from.
+    pub base: Option<BackupId>,
+    /// What is most likely the same, where everything is looked at.
+    pub compare: Option<BackupId>,
     dirty: Extents,
     audit: Option<(Option<AuditRecord>, u64)>,
 }
@@ -54,10 +58,7 @@ pub fn capture(
     writer: &mut dyn BackupWriter,
     monitor: &dyn Monitor,
 ) -> Result<Captured> {
-    let size = disk.size();
-    if size != plan.size && !broken(Rule::SizeChanged) {
-        return Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into());
-    }
+    check_size(disk, plan)?;
     match on_base(disk, plan, chunk, auditing, writer, monitor) {
         Err(failure) if uses_another(plan) && !monitor.interrupted() && is_base_unusable(&failure) => {
             monitor.finding(&format!(
@@ -69,6 +70,32 @@ pub fn capture(
         }
         result => result,
     }
+}
+
+/// What of a disk has to be looked at, audited as ever, for those who do not read it by [`capture`]. Nothing where the base cannot be used.
+///
+/// # Errors
+/// When anything cannot be read.
+pub fn look(
+    disk: &mut dyn FrozenDisk,
+    plan: &DiskPlan,
+    chunk: ChunkSize,
+    auditing: Option<&Audit<'_>>,
+    monitor: &dyn Monitor,
+) -> Result<Option<Scope>> {
+    check_size(disk, plan)?;
+    match scope(disk, plan, chunk, auditing, monitor) {
+        Err(failure) if is_base_unusable(&failure) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn check_size(disk: &dyn FrozenDisk, plan: &DiskPlan) -> Result<()> {
+    let size = disk.size();
+    if size == plan.size || broken(Rule::SizeChanged) {
+        return Ok(());
+    }
+    Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into())
 }
 
 fn uses_another(plan: &DiskPlan) -> bool {
@@ -152,16 +179,23 @@ fn store(
     };
     pump(disk, &content, target.as_mut(), monitor)?;
     let stored = target.finish()?;
-    Ok(Captured {
-        kind: scope.kind,
-        reason: scope.reason.clone(),
-        base: scope.base.clone(),
-        dirty_bytes: scope.dirty.total().0,
-        read_bytes: content.put.total().0,
-        stored_bytes: stored.stored_bytes,
-        audited_bytes: scope.audit.as_ref().map_or(0, |(_, bytes)| *bytes),
-        audit: scope.audit.as_ref().and_then(|(record, _)| record.clone()),
-    })
+    Ok(scope.captured(content.put.total().0, stored.stored_bytes))
+}
+
+impl Scope {
+    /// What the manifest is told of it.
+    pub fn captured(&self, read_bytes: u64, stored_bytes: u64) -> Captured {
+        Captured {
+            kind: self.kind,
+            reason: self.reason.clone(),
+            base: self.base.clone(),
+            dirty_bytes: self.dirty.total().0,
+            read_bytes,
+            stored_bytes,
+            audited_bytes: self.audit.as_ref().map_or(0, |(_, bytes)| *bytes),
+            audit: self.audit.as_ref().and_then(|(record, _)| record.clone()),
+        }
+    }
 }
 
 fn pump(disk: &mut dyn FrozenDisk, content: &DiskContent, target: &mut dyn DiskWriter, monitor: &dyn Monitor) -> Result<()> {

@@ -25,6 +25,7 @@ pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, 
         checkpoint: Some(name.clone()),
         run: world.run(),
         freeze,
+        push: false,
     };
     let point = vm.begin(&request)?;
     let moment = point.moment().clone();

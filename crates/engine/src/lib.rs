@@ -7,6 +7,7 @@ pub mod backup;
 mod capture;
 pub mod checkpoint;
 mod error;
+pub mod push;
 pub mod report;
 pub mod restore;
 pub mod surroundings;

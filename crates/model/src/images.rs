@@ -64,6 +64,8 @@ pub trait OpenImage: Send + Sync {
 pub struct ImageCheck {
     /// Mistakes that lose content.
     pub corruptions: u64,
+    /// Clusters that nothing names: of a new image, a table that was not written.
+    pub leaks: u64,
     /// Whether it has compressed clusters.
     pub compressed: bool,
 }

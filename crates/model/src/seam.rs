@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O; drivers do. Every method blocks. Failures say by their class what they mean to the caller.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::extents::{ChunkIndex, ChunkSize, Extent, Extents, Size};
 use crate::facts::VmFacts;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureClass};
 use crate::manifest::{Consistency, Manifest, StoredBackup};
 use crate::names::{BackupId, CheckpointName, DiskName, StoreId, VmId};
 
@@ -39,6 +40,14 @@ pub trait Hypervisor {
     /// # Errors
     /// When the point cannot be made; the VM goes on as before.
     fn begin(&mut self, request: &PointRequest) -> Result<Box<dyn FrozenPoint + '_>>;
+
+    /// Whether it can write images itself ([`FrozenPoint::push`]).
+    ///
+    /// # Errors
+    /// When it cannot; why, in words.
+    fn can_push(&self) -> std::result::Result<(), CannotPush> {
+        Err(CannotPush { why: "the hypervisor has no means for it".to_owned() })
+    }
 
     /// Removes bitmaps of these checkpoints from all disks and layers where they are and can be removed, in one transaction
     /// where the hypervisor has one. Names that are nowhere are fine.
@@ -95,6 +104,8 @@ pub struct PointRequest {
     pub run: String,
     /// Whether to quiesce the guest's file systems by its agent.
     pub freeze: Freeze,
+    /// Whether [`FrozenPoint::push`] will be asked for.
+    pub push: bool,
 }
 
 /// One disk of a frozen point.
@@ -142,11 +153,43 @@ pub trait FrozenPoint {
     /// When the disk is not of this point or its server does not answer.
     fn disk(&mut self, name: &DiskName) -> Result<Box<dyn FrozenDisk>>;
 
+    /// Has the hypervisor itself write disks of this moment into images, all at once: what changed since the checkpoint that was asked
+    /// for, or everything where none was. `_progress` is told of bytes done and due; it may end it. When this returns the images are closed.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot, the request did not say so, an image cannot be written, or what `progress` returned.
+    fn push(&mut self, _targets: &[PushTarget], _progress: &mut dyn FnMut(&DiskName, u64, u64) -> Result<()>) -> Result<()> {
+        Err(Failure::new(FailureClass::Usage, CannotPush { why: "the hypervisor has no means for it".to_owned() }))
+    }
+
     /// Gives the moment up and leaves the VM as it was; the checkpoint stays.
     ///
     /// # Errors
     /// When something of ours could not be removed.
     fn release(self: Box<Self>) -> Result<()>;
+}
+
+/// An image that the hypervisor is to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushTarget {
+    /// Which disk.
+    pub disk: DiskName,
+    /// Where; an empty file is there.
+    pub image: PathBuf,
+    /// Bytes.
+    pub size: Size,
+    /// What its header is to say lies below it, relative to its folder.
+    pub backing: Option<String>,
+    /// Whether its clusters are compressed.
+    pub compress: bool,
+}
+
+/// Push mode was asked for where it cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the VM's disks cannot be pushed: {why}")]
+pub struct CannotPush {
+    /// Why not, in words.
+    pub why: String,
 }
 
 /// One disk at its frozen moment.
@@ -190,6 +233,11 @@ pub trait Store: Send + Sync {
     /// Chunk size that new disks get.
     fn chunk_size(&self) -> ChunkSize;
 
+    /// Whether a hypervisor can write into it by itself ([`BackupWriter::push_target`]).
+    fn takes_pushes(&self) -> bool {
+        false
+    }
+
     /// All published backups, of one VM or of all, oldest first. Damaged ones are reported in the second list, in words.
     ///
     /// # Errors
@@ -230,8 +278,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// When it is not there, somebody works on the VM's backups, or anything cannot be read or written; it restores as before.
-    fn consolidate(&self, id: &BackupId, monitor: &dyn Monitor) -> Result<()> {
-        let _ = (id, monitor);
+    fn consolidate(&self, _id: &BackupId, _monitor: &dyn Monitor) -> Result<()> {
         Ok(())
     }
 
@@ -303,6 +350,22 @@ pub trait BackupWriter {
     /// # Errors
     /// When the base has no such disk, or something is neither put, zero nor in the base.
     fn disk(&mut self, content: &DiskContent) -> Result<Box<dyn DiskWriter + '_>>;
+
+    /// Prepares an image of a disk, on the base's, that the hypervisor writes instead of us.
+    ///
+    /// # Errors
+    /// When the store takes none, or the base has no such disk.
+    fn push_target(&mut self, _disk: &DiskName, _size: Size, _base: Option<&BackupId>) -> Result<PushTarget> {
+        Err(Failure::new(FailureClass::Usage, CannotPush { why: "the store takes no images".to_owned() }))
+    }
+
+    /// Takes an image over that the hypervisor has written.
+    ///
+    /// # Errors
+    /// When it cannot be made durable.
+    fn pushed(&mut self, _target: &PushTarget) -> Result<DiskStored> {
+        Ok(DiskStored::default())
+    }
 
     /// Makes the backup exist: everything durable first, then the manifest, atomically.
     ///

@@ -154,6 +154,8 @@ impl Drop for Opened {
 struct Checked {
     #[serde(default)]
     corruptions: u64,
+    #[serde(default)]
+    leaks: u64,
     check_errors: u64,
     #[serde(default)]
     compressed_clusters: u64,
@@ -185,9 +187,9 @@ fn check(image: &Path) -> Result<ImageCheck> {
     let output = Command::new("qemu-img").args(["check", "--output=json", &whole]).stdin(Stdio::null()).output();
     // It ends with a status of its own when something is wrong, and tells what.
     if let Ok(output) = &output
-        && let Ok(Checked { corruptions, check_errors, compressed_clusters }) = serde_json::from_slice(&output.stdout)
+        && let Ok(Checked { corruptions, leaks, check_errors, compressed_clusters }) = serde_json::from_slice(&output.stdout)
     {
-        return Ok(ImageCheck { corruptions: corruptions.saturating_add(check_errors), compressed: compressed_clusters > 0 });
+        return Ok(ImageCheck { corruptions: corruptions.saturating_add(check_errors), leaks, compressed: compressed_clusters > 0 });
     }
     program::check("qemu-img check", output)?;
     Err(Error::Image { image: image.to_owned(), problem: "qemu-img check says nothing of it".into() })

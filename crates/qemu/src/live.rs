@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
-use keepmark_model::seam::{self, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
+use keepmark_model::seam::{self, CannotPush, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::point::moment::Stillness;
 use crate::point::target::{self, Target};
 use crate::point::undo::{Step, Undo};
-use crate::point::{Fixed, Guards, Point, export, filters, jobs, scratch};
+use crate::point::{Fixed, Guards, Point, export, filters, jobs, push, scratch};
 use crate::qmp::{Peer, Qmp};
 use crate::schema::Capabilities;
 use crate::space::SpaceWatch;
@@ -118,6 +118,7 @@ impl Live {
         workspace.give_to(&self.peer)?;
         let (fixed, nodes) = self.fix(&targets, request, &names, undo, guards)?;
         check_unmoved(&survey.disks, &disks::look(&mut self.qmp)?.disks, &targets)?;
+        let sources = if request.push { push::prepare(&mut self.qmp, &targets, &nodes, &names)? } else { Vec::new() };
         let socket = workspace.path().join("nbd");
         export::start_server(&mut self.qmp, &socket, undo)?;
         if self.uses_filters() {
@@ -129,7 +130,7 @@ impl Live {
             export::tell_present(&mut openings, &targets, &names);
         }
         openings.iter_mut().for_each(|opening| opening.validity = guards.space.as_ref().map(SpaceWatch::validity));
-        Ok(Made { fixed, openings, workspace })
+        Ok(Made { fixed, openings, workspace, sources, names })
     }
 
     // Whoever exchanged an image since the facts were told may have brought one along that has bitmaps of the same name.
@@ -182,7 +183,7 @@ impl Live {
                 Ok(())
             }
         });
-        guards.watchdog = stillness.watchdog.take().filter(|_| !use_filters);
+        guards.watchdog = stillness.watchdog.take().filter(|_| !use_filters || request.push);
         fixed?;
         let fixed = stillness.fixed;
         // From now on QEMU may wait for it.
@@ -250,6 +251,8 @@ struct Made {
     fixed: Fixed,
     openings: Vec<crate::disk::Opening>,
     workspace: Workspace,
+    sources: Vec<push::Source>,
+    names: Temporary,
 }
 
 /// Runs the transaction and notes what it made.
@@ -317,10 +320,10 @@ impl Hypervisor for Live {
         let mut undo = Undo::default();
         let mut guards = Guards { scratch: Some(self.options.scratch_dir.clone()), ..Guards::default() };
         match self.point(request, &mut undo, &mut guards) {
-            Ok(Made { fixed, openings, workspace }) => {
+            Ok(Made { fixed, openings, workspace, sources, names }) => {
                 keep_checkpoint(&mut undo, request);
                 let moment = moment(fixed, request, true);
-                Ok(Box::new(Point { qmp: &mut self.qmp, undo, moment, openings, guards, _workspace: workspace }))
+                Ok(Box::new(Point { qmp: &mut self.qmp, undo, moment, openings, guards, names, sources, _workspace: workspace }))
             }
             Err(error) => {
                 // The first failure is what counts; what cannot be undone is found by the next run.
@@ -328,6 +331,18 @@ impl Hypervisor for Live {
                 Err(error.into())
             }
         }
+    }
+
+    fn can_push(&self) -> std::result::Result<(), CannotPush> {
+        let uid = rustix::process::geteuid().as_raw();
+        let why = match (self.uses_filters(), self.peer.uid) {
+            (false, _) => "this QEMU has no filters that would let the guest go on meanwhile (7.1 or newer has)".to_owned(),
+            (true, theirs) if theirs != 0 && theirs != uid => {
+                format!("QEMU runs as another user ({theirs}), who does not get into the store")
+            }
+            (true, _) => return Ok(()),
+        };
+        Err(CannotPush { why })
     }
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {

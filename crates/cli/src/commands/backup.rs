@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use clap::{Args, ValueEnum};
 use keepmark_engine::BackupReport;
 use keepmark_engine::backup::{BackupJob, backup};
+use keepmark_engine::push::Mode;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::choice::DiskChoice;
 use keepmark_model::plan::{Request, WantedKind};
@@ -45,6 +46,10 @@ pub struct BackupArguments {
     /// What, and how.
     #[command(flatten)]
     pub request: RequestArguments,
+    /// Who moves the data: keepmark, reading the frozen disks (pull), or QEMU, writing an image store's images itself (push)
+    /// [default: push where VM and store can]
+    #[arg(long, value_enum)]
+    pub mode: Option<ModeArgument>,
     /// Compress the new images (an image store's; a repository always compresses)
     #[arg(long)]
     pub compress: bool,
@@ -112,6 +117,24 @@ pub enum KindArgument {
     Incremental,
 }
 
+/// `--mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModeArgument {
+    /// keepmark reads the frozen disks and writes the store
+    Pull,
+    /// QEMU writes the store's images
+    Push,
+}
+
+impl From<ModeArgument> for Mode {
+    fn from(argument: ModeArgument) -> Self {
+        match argument {
+            ModeArgument::Pull => Self::Pull,
+            ModeArgument::Push => Self::Push,
+        }
+    }
+}
+
 impl RequestArguments {
     /// As the planner wants it.
     #[must_use]
@@ -144,6 +167,7 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
     let job = BackupJob {
         request,
         freeze: context.freeze(),
+        mode: arguments.mode.map_or(Mode::Auto, Mode::from),
         audit: arguments.audit.unwrap_or(AuditWish::Default),
         hold_checkpoints: context.hold_checkpoints(),
         program: context::program(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use keepmark_engine::Surroundings;
 use keepmark_engine::backup::{BackupJob, backup};
+use keepmark_engine::push::Mode;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::plan::Request;
 use keepmark_model::seam::{Freeze, Hypervisor, Monitor, Result, Store};
@@ -25,8 +26,14 @@ impl Monitor for Silent {
 
 /// keepmark's backup, as the simulation calls it.
 fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit: AuditWish, senses: &Senses<'_>) -> Result<()> {
-    let job =
-        BackupJob { request: request.clone(), freeze: Freeze::Never, audit, hold_checkpoints: None, program: "simulation".to_owned() };
+    let job = BackupJob {
+        request: request.clone(),
+        freeze: Freeze::Never,
+        mode: Mode::Pull,
+        audit,
+        hold_checkpoints: None,
+        program: "simulation".to_owned(),
+    };
     let world = Surroundings { now: senses.now, elapsed: senses.elapsed, random: senses.random };
     backup(vm, store, &job, world, &Silent).map(drop)
 }

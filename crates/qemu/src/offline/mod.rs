@@ -168,8 +168,16 @@ impl Offline {
         let qmp = &mut self.daemon(false)?.qmp;
         let moment = Moment { pause: Duration::ZERO, frozen: None, consistency: Consistency::Application, findings: Vec::new() };
         // From here on, dropping the point takes back whatever was done.
-        let mut point =
-            Point { qmp, undo: Undo::default(), moment, openings: Vec::new(), guards: Guards::default(), _workspace: workspace };
+        let mut point = Point {
+            qmp,
+            undo: Undo::default(),
+            moment,
+            openings: Vec::new(),
+            guards: Guards::default(),
+            names: names.clone(),
+            sources: Vec::new(),
+            _workspace: workspace,
+        };
         let checkpoint = request.checkpoint.as_ref();
         let actions = target::actions(&targets, checkpoint, &names);
         transact(point.qmp, actions, &targets, checkpoint, &names, &mut point.undo)?;

@@ -4,6 +4,7 @@ pub mod export;
 pub mod filters;
 pub mod jobs;
 pub(crate) mod moment;
+pub mod push;
 pub mod scratch;
 pub mod target;
 pub mod undo;
@@ -11,16 +12,17 @@ pub mod undo;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use keepmark_model::DiskName;
-use keepmark_model::seam::{self, FrozenDisk, FrozenPoint, Moment};
+use keepmark_model::seam::{self, CannotPush, FrozenDisk, FrozenPoint, Moment, PushTarget};
+use keepmark_model::{DiskName, Failure, FailureClass};
 
 use crate::disk::{Opening, open};
 use crate::disks;
 use crate::error::{Error, Result};
 use crate::qmp::Qmp;
 use crate::space::SpaceWatch;
+use crate::temporary::Temporary;
 use crate::watchdog::Watchdog;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, give};
 use undo::Undo;
 
 /// A frozen point in a running QEMU or in qemu-storage-daemon.
@@ -31,6 +33,9 @@ pub struct Point<'a> {
     pub(crate) moment: Moment,
     pub(crate) openings: Vec<Opening>,
     pub(crate) guards: Guards,
+    pub(crate) names: Temporary,
+    /// What can be pushed; nothing where that was not asked for.
+    pub(crate) sources: Vec<push::Source>,
     // Holds the socket's folder until the end.
     pub(crate) _workspace: Workspace,
 }
@@ -91,6 +96,18 @@ impl FrozenPoint for Point<'_> {
             known: self.openings.iter().map(|opening| opening.disk.as_str()).collect::<Vec<_>>().join(", "),
         })?;
         Ok(Box::new(open(opening)?))
+    }
+
+    fn push(&mut self, targets: &[PushTarget], progress: &mut dyn FnMut(&DiskName, u64, u64) -> seam::Result<()>) -> seam::Result<()> {
+        if self.sources.is_empty() {
+            return Err(Failure::new(FailureClass::Usage, CannotPush { why: "it was not asked for when the moment was fixed".into() }));
+        }
+        for target in targets {
+            give(&target.image, &self.qmp.peer()?)?;
+        }
+        // Nobody would wait for the jobs any more.
+        self.guards.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(self.names.run()))?;
+        push::push(self.qmp, &self.sources, targets, &self.names, progress)
     }
 
     fn release(mut self: Box<Self>) -> seam::Result<()> {

@@ -164,6 +164,7 @@ mod tests {
             checkpoint: None,
             run: "r".into(),
             freeze: Freeze::Never,
+            push: false,
         }
     }
 

@@ -62,7 +62,13 @@ pub fn checkpoint(number: u32) -> CheckpointName {
 /// A request without freeze.
 pub fn request(disks: &[(&str, Option<u32>)], new: Option<u32>) -> PointRequest {
     let disk = |(name, since): &(&str, Option<u32>)| PointDisk { name: DiskName::new(name).unwrap(), since: since.map(checkpoint) };
-    PointRequest { disks: disks.iter().map(disk).collect(), checkpoint: new.map(checkpoint), run: "testrun1".into(), freeze: Freeze::Never }
+    PointRequest {
+        disks: disks.iter().map(disk).collect(),
+        checkpoint: new.map(checkpoint),
+        run: "testrun1".into(),
+        freeze: Freeze::Never,
+        push: false,
+    }
 }
 
 pub fn freezing(request: PointRequest) -> PointRequest {

@@ -61,7 +61,7 @@ impl Merger<'_> {
         self.tools.create(new, Size(size), rest.first().map(|layer| sibling(&layer.backup, disk)).as_deref())?;
         let old = Medium::read(self.tools, chain)?;
         let content = content(&mut old.client()?, taken, rest, size)?;
-        let access = if compressed && size % CLUSTER_BYTES == 0 { Access::WriteCompressed } else { Access::Write };
+        let access = if compressed && size.is_multiple_of(CLUSTER_BYTES) { Access::WriteCompressed } else { Access::Write };
         let target = Medium::open(self.tools, vec![new.to_owned()], access)?;
         self.copy(&old, &target, &content, disk, !rest.is_empty())?;
         target.close()?;

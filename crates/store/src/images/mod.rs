@@ -163,6 +163,10 @@ impl Store for ImageStore {
         ChunkSize::try_from(u32::try_from(CLUSTER_BYTES).unwrap_or_default()).unwrap_or(ChunkSize::DEFAULT)
     }
 
+    fn takes_pushes(&self) -> bool {
+        true
+    }
+
     fn backups(&self, vm: Option<&VmId>) -> seam::Result<(Vec<StoredBackup>, Vec<String>)> {
         Ok(self.list(vm)?)
     }

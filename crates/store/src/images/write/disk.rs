@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use keepmark_model::images::{Access, CLUSTER_BYTES};
 use keepmark_model::seam::{self, DiskContent, DiskStored, Recycler};
-use keepmark_model::{BackupId, ChunkIndex, Extent, Extents, Size};
+use keepmark_model::{BackupId, ChunkIndex, DiskName, Extent, Extents, Size};
 
 use crate::error::{Error, Result};
 use crate::images::medium::{Medium, Reader};
@@ -36,7 +36,7 @@ impl DiskWriter {
         let backing = below.first().map(|layer| sibling(&layer.backup, &content.name));
         options.tools.create(&image, size, backing.as_deref())?;
         let chain = std::iter::once(image.clone()).chain(below.iter().map(|layer| layer.path.clone())).collect();
-        let compress = options.compress && size.0 % CLUSTER_BYTES == 0;
+        let compress = options.compress && size.0.is_multiple_of(CLUSTER_BYTES);
         let medium = Medium::open(&*options.tools, chain, if compress { Access::WriteCompressed } else { Access::Write })?;
         let mut writer = medium.client()?;
         let kind = match (below.is_empty(), &content.compare) {
@@ -75,12 +75,7 @@ impl DiskWriter {
         medium.client()?.flush()?;
         medium.close()?;
         durable::sync(&image)?;
-        let facts = std::fs::metadata(&image).map_err(|error| Error::io("look at", &image, error))?;
-        Ok(DiskStored {
-            stored_bytes: facts.blocks().saturating_mul(512),
-            chunks_new: written,
-            chunks_known: awaited.saturating_sub(written),
-        })
+        Ok(DiskStored { stored_bytes: stored_bytes(&image)?, chunks_new: written, chunks_known: awaited.saturating_sub(written) })
     }
 
     fn wrong(&self, problem: String) -> Error {
@@ -98,6 +93,12 @@ impl seam::DiskWriter for DiskWriter {
     }
 }
 
+/// What an image takes of its file system.
+pub fn stored_bytes(image: &Path) -> Result<u64> {
+    let facts = std::fs::metadata(image).map_err(|error| Error::io("look at", image, error))?;
+    Ok(facts.blocks().saturating_mul(512))
+}
+
 /// How large an image has to be for a disk.
 pub fn image_size(size: Size) -> Size {
     Size(size.0.next_multiple_of(SECTOR_BYTES))
@@ -105,11 +106,12 @@ pub fn image_size(size: Size) -> Size {
 
 /// The images that the new one will lie on.
 fn below(shelf: &Shelf, content: &DiskContent) -> Result<Vec<Layer>> {
-    let Some(id) = content.base.as_ref().or(content.compare.as_ref()) else { return Ok(Vec::new()) };
-    if !shelf.is_listed(id) {
-        return Err(Error::Missing { kind: "backup", id: BackupId::to_string(id) });
-    }
-    shelf.chain(id, &content.name)
+    content.base.as_ref().or(content.compare.as_ref()).map_or(Ok(Vec::new()), |id| listed_chain(shelf, id, &content.name))
+}
+
+/// The images of a listed backup's disk.
+pub fn listed_chain(shelf: &Shelf, id: &BackupId, disk: &DiskName) -> Result<Vec<Layer>> {
+    if shelf.is_listed(id) { shelf.chain(id, disk) } else { Err(Error::Missing { kind: "backup", id: id.to_string() }) }
 }
 
 /// Whatever is neither put nor zero must be in the base.

@@ -2,15 +2,16 @@
 
 mod crew;
 mod disk;
+mod push;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use keepmark_model::BackupId;
 use keepmark_model::manifest::Manifest;
-use keepmark_model::seam::{self, DiskContent, SavedFile};
+use keepmark_model::seam::{self, DiskContent, DiskStored, PushTarget, SavedFile};
+use keepmark_model::{BackupId, DiskName, Size};
 
 use crate::error::{Error, Result};
 use crate::images::checksums::{Checksums, hash};
@@ -58,7 +59,8 @@ impl<'a> BackupWriter<'a> {
 
     /// Checks an image that is closed and makes it durable; gives its hash.
     fn complete(&self, image: &Path) -> Result<String> {
-        if self.options.tools.check(image)?.corruptions > 0 {
+        let check = self.options.tools.check(image)?;
+        if check.corruptions > 0 || check.leaks > 0 {
             return Err(Error::damaged("image", image.display(), "it is not whole, just written"));
         }
         durable::sync(image)?;
@@ -69,6 +71,14 @@ impl<'a> BackupWriter<'a> {
 impl seam::BackupWriter for BackupWriter<'_> {
     fn disk(&mut self, content: &DiskContent) -> seam::Result<Box<dyn seam::DiskWriter + '_>> {
         Ok(Box::new(DiskWriter::begin(self.options, &self.shelf, &self.place.path, content)?))
+    }
+
+    fn push_target(&mut self, disk: &DiskName, size: Size, base: Option<&BackupId>) -> seam::Result<PushTarget> {
+        Ok(push::target(self.options, &self.shelf, &self.place.path, disk, size, base)?)
+    }
+
+    fn pushed(&mut self, target: &PushTarget) -> seam::Result<DiskStored> {
+        Ok(push::take_over(target)?)
     }
 
     fn publish(self: Box<Self>, manifest: &Manifest, files: &[SavedFile]) -> seam::Result<BackupId> {
