@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, checkpoint, completion, consolidate, doctor, init, list, man, plan, restore, show, status, verify, watchdog,
+    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, restore, show, status, verify,
+    watchdog,
 };
 
 const EXAMPLES: &str = "\
@@ -75,6 +76,14 @@ pub enum Command {
     List(list::ListArguments),
     /// Show how each VM is protected
     Status(status::StatusArguments),
+    /// Delete the backups of VMs that no rule of retention keeps
+    Forget(forget::ForgetArguments),
+    /// Delete backups; every other one restores as before
+    Delete(delete::DeleteArguments),
+    /// Say that a backup stays whatever the rules say
+    Pin(pin::PinArguments),
+    /// Say that a backup need not stay any more
+    Unpin(pin::PinArguments),
     /// Show what is known of one backup
     Show(show::ShowArguments),
     /// Get disks of a backup back, or the whole VM

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use keepmark_model::{Failure, FailureClass};
 use serde::Deserialize;
 
+use crate::retention::RetentionConfig;
+
 /// Where the system's configuration is.
 const SYSTEM_FILE: &str = "/etc/keepmark/keepmark.toml";
 
@@ -29,6 +31,37 @@ pub struct Config {
     /// Whether libvirt forgets keepmark's checkpoints after each backup (their bitmaps stay), for programs beside keepmark that
     /// work on no domain with a checkpoint of somebody else's.
     pub hide_libvirt_checkpoints: Option<bool>,
+    /// Which kind of backup falls when.
+    #[serde(default)]
+    pub scheme: SchemeConfig,
+    /// Which backups `keepmark forget` keeps.
+    #[serde(default)]
+    pub retention: RetentionConfig,
+}
+
+/// `[scheme]`: rhythms by name or as cron's five fields; `off` is never.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchemeConfig {
+    /// When everything is read.
+    pub full: Option<String>,
+    /// When what changed since the last full is captured.
+    pub differential: Option<String>,
+    /// On which days there are backups at all.
+    pub incremental: Option<String>,
+    /// Where the calendar is: `Europe/Berlin`; else the system's zone.
+    pub time_zone: Option<String>,
+}
+
+impl SchemeConfig {
+    fn over(self, below: Self) -> Self {
+        Self {
+            full: self.full.or(below.full),
+            differential: self.differential.or(below.differential),
+            incremental: self.incremental.or(below.incremental),
+            time_zone: self.time_zone.or(below.time_zone),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +102,9 @@ impl Config {
             freeze_deadline_s: self.freeze_deadline_s.or(below.freeze_deadline_s),
             hold_checkpoints_days: self.hold_checkpoints_days.or(below.hold_checkpoints_days),
             hide_libvirt_checkpoints: self.hide_libvirt_checkpoints.or(below.hide_libvirt_checkpoints),
+            scheme: self.scheme.over(below.scheme),
+            // A policy is one thing: the user's replaces the system's.
+            retention: if self.retention == RetentionConfig::default() { below.retention } else { self.retention },
         }
     }
 }

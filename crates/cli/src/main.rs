@@ -1,15 +1,18 @@
 //! The keepmark command: parses the command line, runs one subcommand, and turns its outcome into an exit code.
 
 mod arguments;
+mod calendar;
 mod commands;
 mod config;
 mod context;
 mod define;
+mod dependencies;
 mod exit;
 mod fleet;
 mod hypervisor;
 mod output;
 mod password;
+mod retention;
 mod screen;
 mod signals;
 mod store;

@@ -160,6 +160,14 @@ pub fn select(context: &Context, store: &dyn Store, text: &str) -> Result<Stored
     for damage in &damaged {
         if text.contains('@') { context.screen.finding(damage) } else { context.screen.note(damage) }
     }
-    let found = select_backup(&backups, text, &TimeZone::system());
-    found.cloned().map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list'"))
+    find(&backups, text).cloned()
+}
+
+/// The backup of a list that a text means.
+///
+/// # Errors
+/// When it means none, or several.
+pub fn find<'a>(backups: &'a [StoredBackup], text: &str) -> Result<&'a StoredBackup, Failure> {
+    let found = select_backup(backups, text, &TimeZone::system());
+    found.map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list'"))
 }

@@ -36,7 +36,17 @@ pub fn millis(milliseconds: u64) -> String {
 
 /// `2026-11-22 19:00:00` in the user's zone.
 pub fn time(time: Timestamp) -> String {
-    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+    time_in(time, &TimeZone::system())
+}
+
+/// `2026-11-22 19:00:00` in a zone.
+pub fn time_in(time: Timestamp, zone: &TimeZone) -> String {
+    time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// `1 backup`, `2 backups`.
+pub fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

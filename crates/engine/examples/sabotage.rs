@@ -15,7 +15,7 @@ use keepmark_testkit::sim::{BREAKS, Break};
 const SEEDS_MAX: u64 = 10_000;
 
 /// Rules of the derivation and of the engine, in words.
-const RULES: [(Rule, &str); 15] = [
+const RULES: [(Rule, &str); 17] = [
     (Rule::Inconsistent, "trust an inconsistent bitmap"),
     (Rule::Disabled, "trust a disabled bitmap"),
     (Rule::Busy, "treat a busy bitmap as fine"),
@@ -31,6 +31,8 @@ const RULES: [(Rule, &str); 15] = [
     (Rule::SizeChanged, "ignore a size that changed before the point"),
     (Rule::OtherStores, "remove another store's checkpoints"),
     (Rule::Orphans, "leave checkpoints that were never published"),
+    (Rule::Anchor, "make a differential from the newest checkpoint"),
+    (Rule::AnchorStays, "remove the last full's checkpoint"),
 ];
 
 fn main() -> ExitCode {
@@ -59,7 +61,7 @@ fn row(words: &str, broken: Option<Break>) -> bool {
         return false;
     };
     if std::env::args().any(|argument| argument == "stories") {
-        println!("{}", driver::story(*seed, broken));
+        println!("{}", driver::story(*seed, keepmark_testkit::sim::Kinds::All, broken));
     }
     true
 }

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match found.failure {
         None => ExitCode::SUCCESS,
         Some((seed, _)) => {
-            println!("FAILED\n{}", driver::story(seed, None));
+            println!("FAILED\n{}", driver::story(seed, keepmark_testkit::sim::Kinds::All, None));
             ExitCode::FAILURE
         }
     }

@@ -12,8 +12,7 @@ use keepmark_model::facts::VmFacts;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{DiskPlan, Hold, Plan, Request, obsolete_checkpoints, plan};
 use keepmark_model::seam::{
-    BackupReader, BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile,
-    Store,
+    BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile, Store,
 };
 use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, VmId};
 
@@ -37,6 +36,8 @@ pub struct BackupJob {
     pub audit: AuditWish,
     /// How long a store that is not at hand keeps its checkpoints; none waits for ever.
     pub hold_checkpoints: Option<Duration>,
+    /// Words of the user's, by which retention can keep it.
+    pub tags: Vec<String>,
     /// Program name and version for the manifest.
     pub program: String,
 }
@@ -56,11 +57,11 @@ pub struct Outlook {
 ///
 /// # Errors
 /// When the VM or the store does not answer, or the request fits the VM not.
-pub fn outlook(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, monitor: &dyn Monitor) -> Result<Outlook> {
+pub fn outlook(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, now: Timestamp, monitor: &dyn Monitor) -> Result<Outlook> {
     let facts = vm.facts()?;
     let (sequence, damaged) = store.backups(Some(&facts.identity.id()))?;
     damaged.iter().for_each(|text| monitor.finding(text));
-    let plan = plan(&facts, &sequence, request)?;
+    let plan = plan(&facts, &sequence, request, now)?;
     Ok(Outlook { facts, sequence, plan })
 }
 
@@ -83,7 +84,7 @@ pub fn backup(
 ) -> Result<BackupReport> {
     let started = (world.elapsed)();
     clean_up(vm, monitor)?;
-    let outlook = outlook(vm, store, &job.request, monitor)?;
+    let outlook = outlook(vm, store, &job.request, (world.now)(), monitor)?;
     let run = Run { outlook: &outlook, job, store, world, monitor, started };
     let checkpoint = outlook.plan.checkpoint.then(|| CheckpointName::make((world.now)(), &store.id(), (world.random)()));
     let result = run.capture_and_publish(vm, checkpoint.as_ref());
@@ -197,12 +198,18 @@ impl Run<'_> {
         };
         let audit = base.as_deref().map(|base| Audit {
             base,
-            last: last_window(base, &disk),
+            last: self.last_window(&disk),
             cluster: self.cluster_size(&disk),
             wish: self.job.audit,
             seed: self.seed(),
         });
         work(&disk, chunk, audit.as_ref())
+    }
+
+    /// The part of the disk that was checked last, whatever its backup built on: the next part is due now.
+    fn last_window(&self, disk: &DiskPlan) -> Option<Extent> {
+        let then = self.outlook.sequence.iter().rev().filter_map(|backup| backup.manifest.disk(&disk.name));
+        then.filter_map(|then| then.audit.as_ref()).map(|audit| audit.allocation_checked).next()
     }
 
     fn seed(&self) -> u64 {
@@ -245,6 +252,8 @@ impl Run<'_> {
             vm: facts.identity.clone(),
             time,
             kind: if turned.is_some() { Kind::Resync } else { planned.kind },
+            wanted: Some(planned.due.role),
+            tags: self.job.tags.clone(),
             reason: turned.map_or_else(|| planned.reason.clone(), |(_, done)| done.reason.clone()),
             checkpoint: checkpoint.cloned(),
             consistency: moment.consistency,
@@ -305,11 +314,6 @@ impl Run<'_> {
             self.monitor.note(&format!("checkpoint {name} stays until the next run removes it: {}", in_one_line(&failure)));
         }
     }
-}
-
-/// The part of the disk that the base's own audit checked: the next part is due now.
-fn last_window(base: &dyn BackupReader, disk: &DiskPlan) -> Option<Extent> {
-    base.manifest().disk(&disk.name)?.audit.as_ref().map(|audit| audit.allocation_checked)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -15,6 +15,8 @@ pub struct BackupReport {
     pub vm: String,
     /// `full`, `incremental`, `differential` or `resync`.
     pub kind: &'static str,
+    /// What was wanted: `full`, `differential` or `incremental`.
+    pub wanted: &'static str,
     /// Why that kind, in words.
     pub reason: String,
     /// The checkpoint that started at its moment.
@@ -59,6 +61,7 @@ impl BackupReport {
             backup,
             vm: manifest.vm.name.clone(),
             kind: manifest.kind.word(),
+            wanted: manifest.role().word(),
             reason: manifest.reason.clone(),
             checkpoint: manifest.checkpoint.as_ref().map(ToString::to_string),
             consistency: manifest.consistency.word(),

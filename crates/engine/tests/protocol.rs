@@ -146,6 +146,8 @@ fn stored(place: usize, backup: &Backup) -> StoredBackup {
         vm: VmIdentity { name: "vm".into(), uuid: None },
         time: time(backup.checkpoint),
         kind: Kind::Full,
+        wanted: None,
+        tags: Vec::new(),
         reason: String::new(),
         checkpoint: Some(name(backup.checkpoint)),
         consistency: Consistency::Crash,

@@ -1,7 +1,7 @@
 //! Every decision of keepmark as a pure function of values: no I/O, no clock, no randomness.
 //!
 //! Read in this order: [`names`] and [`extents`] (the vocabulary), [`facts`] (what a hypervisor reports), [`manifest`] (what a
-//! store remembers), [`trust`] (which bitmap may be believed), [`choice`] and [`plan`] (what a backup will do), [`select`] (which backup a text means), [`seam`] (what drivers and
+//! store remembers), [`trust`] (which bitmap may be believed), [`scheme`] (which kind is due), [`choice`] and [`plan`] (what a backup will do), [`retention`] (which backups stay), [`select`] (which backup a text means), [`seam`] (what drivers and
 //! stores must offer so that the plan can be carried out).
 
 pub mod audit;
@@ -13,7 +13,9 @@ pub mod images;
 pub mod manifest;
 pub mod names;
 pub mod plan;
+pub mod retention;
 pub mod rules;
+pub mod scheme;
 pub mod seam;
 pub mod select;
 pub mod trust;

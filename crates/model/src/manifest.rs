@@ -38,6 +38,30 @@ impl Kind {
     }
 }
 
+/// What was wanted of a backup, by the scheme or by the user; how it was captured is its [`Kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Everything is read.
+    Full,
+    /// What changed since the last full.
+    Differential,
+    /// What changed since the last backup.
+    Incremental,
+}
+
+impl Role {
+    /// The word used in JSON and tables.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Differential => "differential",
+            Self::Incremental => "incremental",
+        }
+    }
+}
+
 /// What state the guest's data are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +96,12 @@ pub struct Manifest {
     pub time: Timestamp,
     /// How it was captured; the most expensive kind of its disks.
     pub kind: Kind,
+    /// What was wanted; none in manifests of programs that knew no scheme.
+    #[serde(default)]
+    pub wanted: Option<Role>,
+    /// Words of the user's, by which retention can keep it.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// Why that kind, in words.
     pub reason: String,
     /// The checkpoint that started at this moment, if one did.
@@ -171,6 +201,17 @@ impl Manifest {
         self.vm.id()
     }
 
+    /// Its place in the scheme: what was wanted of it, or a full if all of it was read for the first time.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match (self.kind, self.wanted) {
+            (Kind::Full, _) => Role::Full,
+            (_, Some(wanted)) => wanted,
+            (Kind::Differential, None) => Role::Differential,
+            (Kind::Incremental | Kind::Resync, None) => Role::Incremental,
+        }
+    }
+
     /// Bytes of all its disks together, as the guest saw them.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -204,6 +245,8 @@ pub(crate) mod tests {
             vm: VmIdentity::new("web", None).unwrap(),
             time: "2026-11-22T18:00:00Z".parse().unwrap(),
             kind: Kind::Full,
+            wanted: Some(Role::Full),
+            tags: vec!["release".into()],
             reason: "first backup of this VM in this store".into(),
             consistency: Consistency::Crash,
             pause_ms: 7,
@@ -254,6 +297,28 @@ pub(crate) mod tests {
         }
         for consistency in [Consistency::Application, Consistency::Crash] {
             assert_eq!(serde_json::to_value(consistency).unwrap(), consistency.word());
+        }
+    }
+
+    #[test]
+    fn the_role_is_what_was_wanted_and_in_old_manifests_the_kind() {
+        use Role::{Differential, Full, Incremental};
+        for (kind, wanted, role) in [
+            (Kind::Full, Some(Incremental), Full),
+            (Kind::Full, None, Full),
+            (Kind::Differential, None, Differential),
+            (Kind::Incremental, None, Incremental),
+            (Kind::Resync, None, Incremental),
+            (Kind::Resync, Some(Differential), Differential),
+            (Kind::Incremental, Some(Differential), Differential),
+        ] {
+            assert_eq!(Manifest { kind, wanted, ..sample(None) }.role(), role, "{kind:?} {wanted:?}");
+        }
+        let mut old = serde_json::to_value(sample(None)).unwrap();
+        old.as_object_mut().unwrap().remove("wanted");
+        assert_eq!(serde_json::from_value::<Manifest>(old).unwrap().wanted, None);
+        for role in [Full, Differential, Incremental] {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.word());
         }
     }
 

@@ -7,20 +7,37 @@ use jiff::Timestamp;
 use crate::choice::{ChoiceError, DiskChoice};
 use crate::extents::Size;
 use crate::facts::{DiskFacts, VmFacts};
-use crate::manifest::{Kind, StoredBackup};
+use crate::manifest::{Kind, Role, StoredBackup};
 use crate::names::{BackupId, CheckpointName, DiskName, StoreId};
 use crate::rules::{Rule, broken};
-use crate::trust::{Base, Verdict, judge};
+use crate::scheme::{Due, Scheme, Standing};
+use crate::trust::{Base, Candidate, Verdict, anchor, judge, judge_anchor, newest};
 
 /// Which kind the user asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WantedKind {
-    /// Incremental where it is provably complete, else what it takes.
-    Auto,
+    /// What the scheme says is due.
+    Auto(Box<Scheme>),
     /// Read everything.
     Full,
-    /// As `Auto`; said explicitly.
+    /// What changed since the last full where that is provably complete, else what it takes.
+    Differential,
+    /// What changed since the last backup where that is provably complete, else what it takes.
     Incremental,
+}
+
+impl WantedKind {
+    /// The kind that is wanted of a next backup of this sequence, and why.
+    #[must_use]
+    pub fn due(&self, sequence: &[StoredBackup], now: Timestamp) -> Due {
+        let asked = |role: Role| Due { role, reason: format!("a {} backup was asked for", role.word()) };
+        match self {
+            Self::Auto(scheme) => scheme.due(&Standing::of(sequence), now),
+            Self::Full => asked(Role::Full),
+            Self::Differential => asked(Role::Differential),
+            Self::Incremental => asked(Role::Incremental),
+        }
+    }
 }
 
 /// What the user asks for.
@@ -37,8 +54,10 @@ pub struct Request {
 /// What a backup will do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The most expensive kind of its disks.
+    /// The most telling kind of its disks.
     pub kind: Kind,
+    /// What was wanted, and why.
+    pub due: Due,
     /// Why that kind, in words.
     pub reason: String,
     /// Whether a checkpoint is started.
@@ -68,32 +87,45 @@ pub struct DiskPlan {
 ///
 /// # Errors
 /// When the request names a disk that is not there, or there is none at all.
-pub fn plan(facts: &VmFacts, sequence: &[StoredBackup], request: &Request) -> Result<Plan, ChoiceError> {
-    let disks: Vec<DiskPlan> = request.disks.of(facts)?.into_iter().map(|disk| plan_disk(disk, sequence, request.kind)).collect();
+pub fn plan(facts: &VmFacts, sequence: &[StoredBackup], request: &Request, now: Timestamp) -> Result<Plan, ChoiceError> {
+    let due = request.kind.due(sequence, now);
+    let disks: Vec<DiskPlan> = request.disks.of(facts)?.into_iter().map(|disk| plan_disk(disk, sequence, &due)).collect();
     let (kind, reason) = overall(&disks);
-    Ok(Plan { kind, reason, checkpoint: request.checkpoint, disks })
+    Ok(Plan { kind, due, reason, checkpoint: request.checkpoint, disks })
 }
 
-fn plan_disk(disk: &DiskFacts, sequence: &[StoredBackup], wanted: WantedKind) -> DiskPlan {
-    let (kind, reason, since, compare) = match (judge(disk, sequence), wanted) {
-        (_, WantedKind::Full) => (Kind::Full, "a full backup was asked for".to_owned(), None, None),
+fn plan_disk(disk: &DiskFacts, sequence: &[StoredBackup], due: &Due) -> DiskPlan {
+    let (kind, reason, since, compare) = match (judge(disk, sequence), due.role) {
         (Verdict::Unknown, _) => (Kind::Full, "first backup of this disk in this store".to_owned(), None, None),
-        (Verdict::Trusted(base), _) => (Kind::Incremental, incremental_reason(disk, &base), Some(base), None),
-        (Verdict::Doubtful { newest, doubt }, _) => (Kind::Resync, doubt.to_string(), None, Some(newest)),
+        (_, Role::Full) => (Kind::Full, due.reason.clone(), None, None),
+        (last, Role::Incremental) => of_verdict(disk, last, Kind::Incremental),
+        (last, Role::Differential) => match judge_anchor(disk, sequence) {
+            Some(verdict) => of_verdict(disk, verdict, Kind::Differential),
+            // It was deleted, or it left no checkpoint: what can be proved is what changed since the last backup.
+            None => of_verdict(disk, last, Kind::Incremental),
+        },
     };
     DiskPlan { name: disk.name.clone(), size: disk.size, kind, reason, since, compare }
 }
 
-fn incremental_reason(disk: &DiskFacts, base: &Base) -> String {
+fn of_verdict(disk: &DiskFacts, verdict: Verdict, kind: Kind) -> (Kind, String, Option<Base>, Option<BackupId>) {
+    match verdict {
+        Verdict::Unknown => (Kind::Full, String::new(), None, None),
+        Verdict::Trusted(base) => (kind, delta_reason(disk, &base), Some(base), None),
+        Verdict::Doubtful { newest, doubt } => (Kind::Resync, doubt.to_string(), None, Some(newest)),
+    }
+}
+
+fn delta_reason(disk: &DiskFacts, base: &Base) -> String {
     let grown = disk.size.0.saturating_sub(base.size.0);
     let growth = if grown > 0 { format!(", and the disk grew by {grown} bytes") } else { String::new() };
     format!("changes since {} are recorded by checkpoint {}{growth}", base.backup.short(), base.checkpoint)
 }
 
-/// A backup is called by the most telling kind among its disks: a resync above all, then incremental, full only if all are.
+/// A backup is called by the most telling kind among its disks: a resync above all, then differential, incremental, full only if all are.
 fn overall(disks: &[DiskPlan]) -> (Kind, String) {
     let first_of = |kind| disks.iter().find(|disk| disk.kind == kind);
-    let telling = first_of(Kind::Resync).or_else(|| first_of(Kind::Incremental)).or_else(|| disks.first());
+    let telling = [Kind::Resync, Kind::Differential, Kind::Incremental].into_iter().find_map(first_of).or_else(|| disks.first());
     let Some(telling) = telling else { return (Kind::Full, String::new()) };
     let alike = disks.iter().all(|disk| disk.kind == telling.kind);
     let of_disk = |disk: &DiskPlan| match alike {
@@ -107,12 +139,14 @@ fn overall(disks: &[DiskPlan]) -> (Kind, String) {
 
 /// Checkpoints on the VM that nothing will build on, given everything this store has of it (oldest first).
 ///
-/// Kept is, per disk, the checkpoint of its newest checkpointed backup. Removed is what this store's manifests name and do not
+/// Kept are, per disk, the checkpoint of its newest checkpointed backup, on which an incremental builds, and that of its anchor, on
+/// which a differential builds. Removed is what this store's manifests name and do not
 /// need, what was made for this store and never published, and what is inconsistent wherever it is. Whatever else has our form
 /// belongs to another store and stays until it is [`given_up`].
 #[must_use]
 pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[StoredBackup], hold: &Hold) -> Vec<CheckpointName> {
-    let needed: Vec<&CheckpointName> = facts.disks.iter().filter_map(|disk| newest_checkpoint(&disk.name, sequence)).collect();
+    let needed: Vec<&CheckpointName> =
+        facts.disks.iter().flat_map(|disk| bases_of(&disk.name, sequence)).map(|base| base.checkpoint).collect();
     let published = |name: &CheckpointName| sequence.iter().any(|backup| backup.manifest.checkpoint.as_ref() == Some(name));
     let mut names = present_checkpoints(facts);
     let ours = |name: &CheckpointName| published(name) || broken(Rule::OtherStores) || name.is_for(store) && !broken(Rule::Orphans);
@@ -138,9 +172,18 @@ fn given_up(name: &CheckpointName, hold: &Hold) -> bool {
     Duration::try_from(hold.now.duration_since(made)).is_ok_and(|age| age > longest)
 }
 
-fn newest_checkpoint<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> Option<&'a CheckpointName> {
-    let of_disk = |backup: &&StoredBackup| backup.manifest.disk(disk).is_some_and(|then| then.checkpointed);
-    sequence.iter().rev().filter(of_disk).find_map(|backup| backup.manifest.checkpoint.as_ref())
+fn bases_of<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> impl Iterator<Item = Candidate<'a>> {
+    let anchor = anchor(disk, sequence).filter(|_| !broken(Rule::AnchorStays));
+    newest(disk, sequence).into_iter().chain(anchor)
+}
+
+/// The backups that the next one of this sequence may build on, oldest first: without them it has to read more.
+#[must_use]
+pub fn bases(sequence: &[StoredBackup]) -> Vec<&StoredBackup> {
+    let Some(last) = sequence.last() else { return Vec::new() };
+    let names = last.manifest.disks.iter().map(|disk| &disk.name);
+    let ids: Vec<&BackupId> = names.flat_map(|name| bases_of(name, sequence)).map(|base| &base.backup.id).collect();
+    sequence.iter().filter(|backup| ids.contains(&&backup.id)).collect()
 }
 
 /// The checkpoints on a VM's disks, by name in order of time, and whether each is inconsistent wherever it is.
@@ -191,27 +234,118 @@ mod tests {
     fn the_kind_follows_from_trust_and_request() {
         let lost = BitmapFacts { inconsistent: true, ..bitmap(C1) };
         let table = [
-            (vec![], vec![], WantedKind::Auto, Kind::Full),
-            (vec![bitmap(C1)], vec![backup("a", Some(C1))], WantedKind::Auto, Kind::Incremental),
+            (vec![], vec![], WantedKind::Incremental, Kind::Full),
             (vec![bitmap(C1)], vec![backup("a", Some(C1))], WantedKind::Incremental, Kind::Incremental),
+            (vec![bitmap(C1)], vec![backup("a", Some(C1))], WantedKind::Differential, Kind::Differential),
+            (vec![], vec![backup("a", Some(C1))], WantedKind::Differential, Kind::Resync),
+            (vec![], vec![], WantedKind::Differential, Kind::Full),
             (vec![bitmap(C1)], vec![backup("a", Some(C1))], WantedKind::Full, Kind::Full),
-            (vec![lost], vec![backup("a", Some(C1))], WantedKind::Auto, Kind::Resync),
+            (vec![lost], vec![backup("a", Some(C1))], WantedKind::Incremental, Kind::Resync),
             (vec![], vec![], WantedKind::Incremental, Kind::Full),
         ];
         for (bitmaps, sequence, wanted, expected) in table {
-            let planned = plan(&vm(vec![named("vda", &bitmaps)]), &sequence, &request(wanted)).unwrap();
+            let planned = plan(&vm(vec![named("vda", &bitmaps)]), &sequence, &request(wanted.clone()), now()).unwrap();
             assert_eq!(planned.kind, expected, "{bitmaps:?} {wanted:?}");
-            assert_eq!(planned.disks[0].since.is_some(), expected == Kind::Incremental);
+            assert_eq!(planned.disks[0].since.is_some(), matches!(expected, Kind::Incremental | Kind::Differential));
+        }
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-22T20:00:00Z".parse().unwrap()
+    }
+
+    fn captured(id: &str, kind: Kind, checkpoint: Option<&str>) -> StoredBackup {
+        let mut backup = backup(id, checkpoint);
+        (backup.manifest.kind, backup.manifest.disks[0].kind) = (kind, kind);
+        backup
+    }
+
+    const C3: &str = "km1-20261122T193000Z-000000000003";
+
+    #[test]
+    fn a_differential_builds_on_the_last_full_and_an_incremental_on_the_last_backup() {
+        let sequence = [captured("f", Kind::Full, Some(C1)), captured("i", Kind::Incremental, Some(C2))];
+        let facts = vm(vec![named("vda", &[bitmap(C1), bitmap(C2)])]);
+        let base = |wanted| {
+            let planned = plan(&facts, &sequence, &request(wanted), now()).unwrap();
+            planned.disks[0].since.as_ref().map(|base| (base.backup.as_str().to_owned(), base.checkpoint.as_str().to_owned()))
+        };
+        assert_eq!(base(WantedKind::Differential), Some(("f".to_owned(), C1.to_owned())));
+        assert_eq!(base(WantedKind::Incremental), Some(("i".to_owned(), C2.to_owned())));
+    }
+
+    #[test]
+    fn a_differential_without_its_full_is_an_incremental_and_with_a_doubtful_one_a_resync_against_it() {
+        let increment = captured("i", Kind::Incremental, Some(C2));
+        let planned = |sequence: &[StoredBackup]| {
+            plan(&vm(vec![named("vda", &[bitmap(C2)])]), sequence, &request(WantedKind::Differential), now()).unwrap().disks.remove(0)
+        };
+        assert_eq!(planned(std::slice::from_ref(&increment)).kind, Kind::Incremental);
+        assert_eq!(
+            planned(&[captured("f", Kind::Full, None), increment.clone()]).kind,
+            Kind::Incremental,
+            "a full that left no checkpoint"
+        );
+        let doubtful = planned(&[captured("f", Kind::Full, Some(C1)), increment]);
+        assert_eq!((doubtful.kind, doubtful.compare.as_ref().map(BackupId::as_str)), (Kind::Resync, Some("f")));
+    }
+
+    #[test]
+    fn auto_is_what_the_scheme_says() {
+        let scheme = Scheme::gfs(jiff::tz::TimeZone::UTC).unwrap();
+        let sequence = [captured("f", Kind::Full, Some(C1)), captured("i", Kind::Incremental, Some(C2))];
+        let facts = vm(vec![named("vda", &[bitmap(C1), bitmap(C2)])]);
+        for (now, kind, role) in [
+            ("2026-11-22T23:59:59Z", Kind::Incremental, Role::Incremental),
+            ("2026-11-23T00:00:00Z", Kind::Differential, Role::Differential),
+            ("2026-12-07T00:00:00Z", Kind::Full, Role::Full),
+        ] {
+            let planned = plan(&facts, &sequence, &request(WantedKind::Auto(Box::new(scheme.clone()))), now.parse().unwrap()).unwrap();
+            assert_eq!((planned.kind, planned.due.role), (kind, role), "{now}");
+        }
+    }
+
+    #[test]
+    fn the_newest_and_the_anchor_are_bases_and_their_checkpoints_stay() {
+        let facts = vm(vec![named("vda", &[bitmap(C1), bitmap(C2), bitmap(C3)])]);
+        let obsolete = |sequence: &[StoredBackup]| {
+            let names = obsolete_checkpoints(&facts, &StoreId::new("s"), sequence, &Hold { now: now(), longest: None });
+            let bases: String = bases(sequence).iter().map(|base| base.id.as_str()).collect();
+            (names.iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>(), bases)
+        };
+        let (full, increment) = (captured("f", Kind::Full, Some(C1)), captured("i", Kind::Incremental, Some(C2)));
+        let third = |kind, checkpoint| [full.clone(), increment.clone(), captured("x", kind, checkpoint)];
+        assert_eq!(obsolete(&third(Kind::Incremental, Some(C3))), (vec![C2.to_owned()], "fx".to_owned()));
+        assert_eq!(obsolete(&third(Kind::Differential, Some(C3))), (vec![C2.to_owned()], "fx".to_owned()));
+        assert_eq!(obsolete(&third(Kind::Incremental, None)).1, "fi");
+        for anew in [Kind::Full, Kind::Resync] {
+            assert_eq!(obsolete(&third(anew, Some(C3))), (vec![C1.to_owned(), C2.to_owned()], "x".to_owned()));
         }
     }
 
     #[test]
     fn a_new_disk_is_a_full_inside_an_incremental() {
-        let planned =
-            plan(&vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[])]), &[backup("a", Some(C1))], &request(WantedKind::Auto)).unwrap();
+        let planned = plan(
+            &vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[])]),
+            &[backup("a", Some(C1))],
+            &request(WantedKind::Incremental),
+            now(),
+        )
+        .unwrap();
         assert_eq!(planned.kind, Kind::Incremental);
         assert_eq!(planned.disks[1].kind, Kind::Full);
         assert!(planned.reason.contains("vdb: full: first backup of this disk"));
+    }
+
+    #[test]
+    fn a_differential_tells_more_than_an_incremental() {
+        let mut then = captured("i", Kind::Incremental, Some(C1));
+        let full = ManifestDisk { name: DiskName::new("vdb").unwrap(), kind: Kind::Full, ..then.manifest.disks[0].clone() };
+        then.manifest.disks.push(full);
+        let facts = vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[bitmap(C1)])]);
+        let planned = plan(&facts, &[then], &request(WantedKind::Differential), now()).unwrap();
+        assert_eq!(planned.disks.iter().map(|disk| disk.kind).collect::<Vec<_>>(), [Kind::Incremental, Kind::Differential]);
+        assert_eq!(planned.kind, Kind::Differential);
     }
 
     #[test]
@@ -225,7 +359,7 @@ mod tests {
             (vec![known.clone(), lost.clone()], Kind::Resync),
             (vec![new, known, lost], Kind::Resync),
         ] {
-            let plan = plan(&vm(disks), std::slice::from_ref(&then), &request(WantedKind::Auto)).unwrap();
+            let plan = plan(&vm(disks), std::slice::from_ref(&then), &request(WantedKind::Incremental), now()).unwrap();
             assert_eq!(plan.kind, kind, "{}", plan.reason);
         }
     }
@@ -234,14 +368,15 @@ mod tests {
     fn only_the_disks_that_were_asked_for_are_planned() {
         let facts = vm(vec![named("vda", &[]), named("vdb", &[])]);
         let disks = DiskChoice::Only(vec![DiskName::new("vdb").unwrap()]);
-        let plan = plan(&facts, &[], &Request { disks, ..request(WantedKind::Auto) }).unwrap();
+        let plan = plan(&facts, &[], &Request { disks, ..request(WantedKind::Incremental) }, now()).unwrap();
         assert_eq!(plan.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["vdb"]);
     }
 
     #[test]
     fn the_reason_is_said_once_where_it_is_one_and_by_disk_where_not() {
-        let reason_of =
-            |disks: Vec<DiskFacts>, sequence: &[StoredBackup]| plan(&vm(disks), sequence, &request(WantedKind::Auto)).unwrap().reason;
+        let reason_of = |disks: Vec<DiskFacts>, sequence: &[StoredBackup]| {
+            plan(&vm(disks), sequence, &request(WantedKind::Incremental), now()).unwrap().reason
+        };
         let first = "first backup of this disk in this store";
         assert_eq!(reason_of(vec![named("vda", &[]), named("vdb", &[])], &[]), first);
         let mut both = backup("0123456789", Some(C1));

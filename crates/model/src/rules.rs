@@ -34,6 +34,10 @@ pub enum Rule {
     OtherStores,
     /// Checkpoints that were made for this store and not published go.
     Orphans,
+    /// A differential's delta is that of its anchor's own checkpoint.
+    Anchor,
+    /// The anchor's checkpoint stays while differentials may build on it.
+    AnchorStays,
 }
 
 /// Whether a rule is broken on purpose: never, in a shipped build.

@@ -9,7 +9,7 @@ use std::fmt;
 
 use crate::extents::Size;
 use crate::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence};
-use crate::manifest::{ManifestDisk, StoredBackup};
+use crate::manifest::{Kind, ManifestDisk, StoredBackup};
 use crate::names::{BackupId, CheckpointName, DiskName};
 use crate::rules::{Rule, broken};
 
@@ -20,7 +20,7 @@ pub enum Verdict {
     Trusted(Base),
     /// There are backups of the disk, but no bitmap that proves what changed since.
     Doubtful {
-        /// The newest backup that has this disk; its chunks are compared with.
+        /// The backup whose chunks are compared with: the newest that has this disk, or its anchor.
         newest: BackupId,
         /// What is wrong.
         doubt: Doubt,
@@ -116,23 +116,62 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// Judges one disk against the backups of its VM in one store, oldest first.
+/// A backup of a disk whose checkpoint has a bitmap on it: what a next backup may build on, if the bitmap is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// Which backup.
+    pub backup: &'a StoredBackup,
+    /// The disk as it was then.
+    pub disk: &'a ManifestDisk,
+    /// The checkpoint that started at its moment.
+    pub checkpoint: &'a CheckpointName,
+}
+
+fn candidates<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> impl Iterator<Item = Candidate<'a>> {
+    sequence.iter().rev().filter_map(move |backup| {
+        let disk = backup.manifest.disk(disk).filter(|then| then.checkpointed)?;
+        Some(Candidate { backup, disk, checkpoint: backup.manifest.checkpoint.as_ref()? })
+    })
+}
+
+/// What an incremental of a disk builds on: its newest backup with a checkpoint.
+#[must_use]
+pub fn newest<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> Option<Candidate<'a>> {
+    candidates(disk, sequence).next()
+}
+
+/// What a differential of a disk builds on: its newest backup with a checkpoint for which all of the disk was read.
+#[must_use]
+pub fn anchor<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> Option<Candidate<'a>> {
+    candidates(disk, sequence).find(|candidate| matches!(candidate.disk.kind, Kind::Full | Kind::Resync))
+}
+
+/// Judges one disk against the backups of its VM in one store, oldest first: what changed since the last one.
 #[must_use]
 pub fn judge(disk: &DiskFacts, sequence: &[StoredBackup]) -> Verdict {
-    let of_disk = || sequence.iter().rev().filter_map(|backup| Some((backup, backup.manifest.disk(&disk.name)?)));
-    let Some((newest, _)) = of_disk().next() else { return Verdict::Unknown };
-    let candidate = of_disk().find_map(|(backup, then)| Some((backup, then, checkpoint_of(backup, then)?)));
-    let judged = candidate.ok_or(Doubt::NoCheckpoint).and_then(|(backup, then, checkpoint)| {
-        if let Some(other) = swapped(disk, then, backup).filter(|_| !broken(Rule::Swapped)) {
-            return Err(Doubt::Swapped { other });
-        }
-        let dirty = complete_delta(disk, then, checkpoint)?;
-        Ok(Base { backup: backup.id.clone(), checkpoint: checkpoint.clone(), size: then.size, dirty })
-    });
-    match judged {
-        Ok(base) => Verdict::Trusted(base),
-        Err(doubt) => Verdict::Doubtful { newest: newest.id.clone(), doubt },
+    let Some(last) = sequence.iter().rev().find(|backup| backup.manifest.disk(&disk.name).is_some()) else { return Verdict::Unknown };
+    let judged = newest(&disk.name, sequence).ok_or(Doubt::NoCheckpoint).and_then(|candidate| base(disk, &candidate, candidate.checkpoint));
+    judged.map_or_else(|doubt| Verdict::Doubtful { newest: last.id.clone(), doubt }, Verdict::Trusted)
+}
+
+/// Judges one disk against its [`anchor`]: what changed since then. Nothing without an anchor.
+///
+/// The anchor's own bitmap is the delta. Those of the backups in between have not seen all of it.
+#[must_use]
+pub fn judge_anchor(disk: &DiskFacts, sequence: &[StoredBackup]) -> Option<Verdict> {
+    let candidate = anchor(&disk.name, sequence)?;
+    let checkpoint = newest(&disk.name, sequence).filter(|_| broken(Rule::Anchor)).unwrap_or(candidate).checkpoint;
+    let judged = base(disk, &candidate, checkpoint);
+    Some(judged.map_or_else(|doubt| Verdict::Doubtful { newest: candidate.backup.id.clone(), doubt }, Verdict::Trusted))
+}
+
+fn base(disk: &DiskFacts, candidate: &Candidate<'_>, checkpoint: &CheckpointName) -> Result<Base, Doubt> {
+    let Candidate { backup, disk: then, .. } = *candidate;
+    if let Some(other) = swapped(disk, then, backup).filter(|_| !broken(Rule::Swapped)) {
+        return Err(Doubt::Swapped { other });
     }
+    let dirty = complete_delta(disk, then, checkpoint)?;
+    Ok(Base { backup: backup.id.clone(), checkpoint: checkpoint.clone(), size: then.size, dirty })
 }
 
 /// A checkpoint's bitmaps have one name on all disks, so only the images' places tell exchanged disks apart. Disks may share images.
@@ -141,10 +180,6 @@ fn swapped(disk: &DiskFacts, then: &ManifestDisk, backup: &StoredBackup) -> Opti
     let strange: Vec<&str> = images.filter(|image| !image.is_empty() && !then.had_image(image)).collect();
     let mut others = backup.manifest.disks.iter().filter(|other| other.name != disk.name);
     others.find(|other| strange.iter().any(|image| other.had_image(image))).map(|other| other.name.clone())
-}
-
-fn checkpoint_of<'a>(backup: &'a StoredBackup, disk: &ManifestDisk) -> Option<&'a CheckpointName> {
-    backup.manifest.checkpoint.as_ref().filter(|_| disk.checkpointed)
 }
 
 /// Bytes that the checkpoint's bitmaps call dirty, if together they are complete.
@@ -283,6 +318,31 @@ pub(crate) mod tests {
         let sequence = [backup("a", Some(C1)), backup("b", None)];
         let Verdict::Trusted(base) = judge(&disk(&[&[bitmap(C1)]]), &sequence) else { panic!() };
         assert_eq!(base.backup.as_str(), "a");
+    }
+
+    #[test]
+    fn a_differential_is_judged_by_the_anchors_own_bitmap() {
+        let later = |id: &str, kind: Kind, checkpoint: Option<&str>| {
+            let mut backup = backup(id, checkpoint);
+            backup.manifest.disks[0].kind = kind;
+            backup
+        };
+        let full = later("f", Kind::Full, Some(C1));
+        let increment = later("i", Kind::Incremental, Some(C2));
+        let both = disk(&[&[bitmap(C1), bitmap(C2)]]);
+        let based_on = |disk: &DiskFacts, sequence: &[StoredBackup]| match judge_anchor(disk, sequence) {
+            Some(Verdict::Trusted(base)) => Some((base.backup.as_str().to_owned(), base.checkpoint)),
+            _ => None,
+        };
+        let expected = Some(("f".to_owned(), CheckpointName::parse(C1).unwrap()));
+        assert_eq!(based_on(&both, &[full.clone(), increment.clone()]), expected);
+        assert_eq!(based_on(&both, &[full.clone(), later("r", Kind::Resync, None)]), expected, "without a checkpoint it is no anchor");
+        let resync = later("r", Kind::Resync, Some(C2));
+        assert_eq!(based_on(&both, &[full.clone(), resync]), Some(("r".to_owned(), CheckpointName::parse(C2).unwrap())));
+        let lost = judge_anchor(&disk(&[&[bitmap(C2)]]), &[full, increment.clone()]);
+        let Some(Verdict::Doubtful { newest, doubt }) = lost else { panic!("{lost:?}") };
+        assert_eq!((newest.as_str(), doubt), ("f", Doubt::Missing { memory_only: None }));
+        assert_eq!(judge_anchor(&both, &[increment]), None);
     }
 
     #[test]

@@ -152,6 +152,8 @@ fn backup(
         vm: vm.clone(),
         time,
         kind,
+        wanted: None,
+        tags: Vec::new(),
         reason: String::new(),
         checkpoint: None,
         consistency: Consistency::Crash,

@@ -73,6 +73,8 @@ fn publish(repository: &Repository, number: u32) -> Result<(), Box<dyn Error>> {
         vm: vm.clone(),
         time,
         kind: Kind::Full,
+        wanted: None,
+        tags: Vec::new(),
         reason: "synthetic".into(),
         checkpoint: None,
         consistency: Consistency::Crash,

@@ -143,6 +143,21 @@ impl Keepmark {
         self.ok(&all).event("finished")
     }
 
+    /// The checkpoints that the VM of this name, or the only one, must have in the end: those of its newest backup with one and of the
+    /// newest with one that read everything.
+    #[track_caller]
+    #[must_use]
+    pub fn needed_checkpoints(&self, vm: Option<&str>) -> Vec<String> {
+        let arguments: Vec<&str> = ["list", "--json"].into_iter().chain(vm).collect();
+        let listed: Vec<Value> = self.ok(&arguments).json().into_iter().filter(|backup| backup["checkpoint"].is_string()).collect();
+        let is_whole = |backup: &&Value| matches!(backup["kind"].as_str(), Some("full" | "resync"));
+        let needed = [listed.iter().rfind(is_whole), listed.last()].into_iter().flatten();
+        let mut names: Vec<String> = needed.filter_map(|backup| backup["checkpoint"].as_str()).map(str::to_owned).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
     /// Starts it and lets it run; its output goes to files in the home folder.
     #[must_use]
     #[track_caller]

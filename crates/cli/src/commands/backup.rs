@@ -15,21 +15,21 @@ use keepmark_model::{DiskName, Failure, FailureClass};
 use crate::context::{self, Context};
 use crate::exit::Outcome;
 use crate::vm::{IdentityArguments, VmPlace};
-use crate::{fleet, hypervisor, output, store, text};
+use crate::{calendar, fleet, hypervisor, output, store, text};
 
 const EXAMPLES: &str = "\
 Examples:
-  keepmark backup qmp:/run/web01.qmp                      incremental where provably complete
+  keepmark backup qmp:/run/web01.qmp                      what the scheme says is due
   keepmark backup qmp:/run/web01.qmp --disk vda --kind full
   keepmark backup web01 --exclude-disk vdb                all of a libvirt domain's disks but one
   keepmark backup image:vda=/vms/web01.qcow2 --name web01 powered off
   keepmark backup qmp:/run/web01.qmp --json | tail -n 1 | jq .kind
   keepmark backup 'web*' db01 --jobs 4                     several; a bad one does not stop the others
 
-The kind is chosen by what QEMU's bitmaps prove: 'keepmark plan VM' tells it beforehand, with the reason.
+The scheme says which kind is due, and QEMU's bitmaps what of it they can prove: 'keepmark plan VM' tells it beforehand, with the reasons.
 --no-checkpoint leaves no mark in the VM: the next backup builds on an earlier one, or reads everything.";
 
-/// Back a VM up: incrementally where that is provably complete, else by reading and comparing everything.
+/// Back a VM up: as the scheme says, by what changed where that is provably complete, else by reading and comparing everything.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BackupArguments {
@@ -56,6 +56,19 @@ pub struct BackupArguments {
     /// Blocks called clean that are read again and compared: off, N chunks or P% of each disk (default: under 5 % of the cost)
     #[arg(long, value_name = "N|P%|off", value_parser = audit_wish)]
     pub audit: Option<AuditWish>,
+    /// A word for this backup, by which 'forget --keep-tag' can keep it (may be given several times)
+    #[arg(long = "tag", value_name = "TAG", value_parser = tag)]
+    pub tags: Vec<String>,
+}
+
+fn tag(text: &str) -> Result<String, String> {
+    let own = ["keepmark", "vm", "kind", "checkpoint"].contains(&text.split(':').next().unwrap_or_default());
+    match text {
+        "" => Err("a tag cannot be empty".to_owned()),
+        _ if own => Err(format!("{text:?} would look like a tag of keepmark's own")),
+        _ if text.contains([',', '\n']) => Err("a tag has no comma and no line break".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 fn audit_wish(text: &str) -> Result<AuditWish, String> {
@@ -109,11 +122,13 @@ impl DiskArguments {
 /// `--kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KindArgument {
-    /// Incremental where provably complete, else what it takes
+    /// What the scheme says is due
     Auto,
     /// Read everything
     Full,
-    /// As auto, said explicitly
+    /// What changed since the last full, where that is provably complete, else what it takes
+    Differential,
+    /// What changed since the last backup, where that is provably complete, else what it takes
     Incremental,
 }
 
@@ -137,14 +152,17 @@ impl From<ModeArgument> for Mode {
 
 impl RequestArguments {
     /// As the planner wants it.
-    #[must_use]
-    pub fn request(&self) -> Request {
+    ///
+    /// # Errors
+    /// When the scheme is needed and its configuration is wrong.
+    pub fn request(&self, context: &Context) -> Result<Request, Failure> {
         let kind = match self.kind {
-            KindArgument::Auto => WantedKind::Auto,
+            KindArgument::Auto => WantedKind::Auto(Box::new(calendar::scheme(&context.config.scheme)?)),
             KindArgument::Full => WantedKind::Full,
+            KindArgument::Differential => WantedKind::Differential,
             KindArgument::Incremental => WantedKind::Incremental,
         };
-        Request { kind, checkpoint: !self.no_checkpoint, disks: self.disks.choice() }
+        Ok(Request { kind, checkpoint: !self.no_checkpoint, disks: self.disks.choice() })
     }
 }
 
@@ -156,7 +174,7 @@ struct OneName {
 
 /// Runs it.
 pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Failure> {
-    let request = arguments.request.request();
+    let request = arguments.request.request(context)?;
     let places = hypervisor::expand(context, &arguments.vms)?;
     let given = places.len();
     let IdentityArguments { name, uuid } = &arguments.identity;
@@ -170,6 +188,7 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
         mode: arguments.mode.map_or(Mode::Auto, Mode::from),
         audit: arguments.audit.unwrap_or(AuditWish::Default),
         hold_checkpoints: context.hold_checkpoints(),
+        tags: arguments.tags.clone(),
         program: context::program(),
     };
     match places.as_slice() {

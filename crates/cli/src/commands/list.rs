@@ -1,20 +1,22 @@
-//! `keepmark list [VM]`: the backups of a store.
+//! `keepmark list [VM]`: the backups of a store, a VM's as the sequence that it is.
 
 use clap::Args;
-use keepmark_model::manifest::StoredBackup;
+use keepmark_model::manifest::{Kind, StoredBackup};
 use keepmark_model::seam::Monitor;
 use keepmark_model::select::of_vm;
 use keepmark_model::{Failure, FailureClass};
 use serde_json::{Value, json};
 
 use crate::context::Context;
+use crate::dependencies::tree;
 use crate::exit::Outcome;
 use crate::{output, store, table, text};
 
 const EXAMPLES: &str = "\
 Examples:
   keepmark list
-  keepmark list web01
+  keepmark list web01                               the sequence: F full, D differential, I incremental, R resync
+  keepmark list web01 --dependencies                what cannot be restored without what
   keepmark list --json | jq -r 'select(.kind == \"full\") | .id'";
 
 /// List backups, oldest first.
@@ -24,6 +26,9 @@ pub struct ListArguments {
     /// Only this VM's, by name or UUID
     #[arg(value_name = "VM")]
     pub vm: Option<String>,
+    /// Draw which backup builds on which; in a repository each is complete in itself
+    #[arg(long)]
+    pub dependencies: bool,
 }
 
 /// Runs it.
@@ -41,8 +46,11 @@ pub fn run(context: &Context, arguments: &ListArguments) -> Result<Outcome, Fail
         shown.iter().try_for_each(|backup| output::json(&as_json(backup)))?;
     } else if shown.is_empty() {
         context.screen.say("no backups yet");
+    } else if arguments.dependencies {
+        output::text(&tree(&shown, &line))?;
     } else {
-        output::text(&human(&shown))?;
+        let sequence = if arguments.vm.is_some() { sequence(&shown, &store::place(context, None)?.to_string()) } else { String::new() };
+        output::text(&(sequence + &human(&shown)))?;
     }
     Ok(context.screen.outcome())
 }
@@ -50,9 +58,36 @@ pub fn run(context: &Context, arguments: &ListArguments) -> Result<Outcome, Fail
 fn as_json(backup: &StoredBackup) -> Value {
     let manifest = &backup.manifest;
     json!({"id": backup.id, "vm": manifest.vm.name, "uuid": manifest.vm.uuid, "time": manifest.time, "kind": manifest.kind,
-        "reason": manifest.reason, "checkpoint": manifest.checkpoint, "consistency": manifest.consistency,
-        "size": manifest.size(), "stored_bytes": manifest.stored_bytes(),
-        "disks": manifest.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>()})
+        "wanted": manifest.role(), "reason": manifest.reason, "checkpoint": manifest.checkpoint, "consistency": manifest.consistency,
+        "size": manifest.size(), "stored_bytes": manifest.stored_bytes(), "pinned": backup.pinned, "tags": manifest.tags,
+        "builds_on": backup.builds_on, "disks": manifest.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>()})
+}
+
+/// `web01 in /backup/vms: F I I I I D I`.
+fn sequence(backups: &[&StoredBackup], place: &str) -> String {
+    let letters: Vec<String> = backups.iter().map(|backup| letter(backup.manifest.kind).to_string()).collect();
+    let name = backups.last().map_or("", |backup| backup.manifest.vm.name.as_str());
+    format!("{name} in {place}: {}\n", letters.join(" "))
+}
+
+fn letter(kind: Kind) -> char {
+    match kind {
+        Kind::Full => 'F',
+        Kind::Differential => 'D',
+        Kind::Incremental => 'I',
+        Kind::Resync => 'R',
+    }
+}
+
+fn line(backup: &StoredBackup) -> String {
+    let manifest = &backup.manifest;
+    let stored = text::size(manifest.stored_bytes());
+    format!("{} {} {} {stored}{}", letter(manifest.kind), backup.id.short(), text::time(manifest.time), marks(backup))
+}
+
+fn marks(backup: &StoredBackup) -> String {
+    let pinned = backup.pinned.then(|| "pinned".to_owned());
+    pinned.into_iter().chain(backup.manifest.tags.iter().cloned()).map(|mark| format!(" {mark}")).collect()
 }
 
 fn human(backups: &[&StoredBackup]) -> String {
@@ -66,7 +101,8 @@ fn human(backups: &[&StoredBackup]) -> String {
             manifest.consistency.word().to_owned(),
             text::size(manifest.size()),
             text::size(manifest.stored_bytes()),
+            marks(backup).trim().to_owned(),
         ]
     });
-    table::plain(&["ID", "VM", "TIME", "KIND", "CONSISTENCY", "SIZE", "STORED"], rows)
+    table::plain(&["ID", "VM", "TIME", "KIND", "CONSISTENCY", "SIZE", "STORED", "MARKS"], rows)
 }

@@ -4,10 +4,13 @@ pub mod backup;
 pub mod checkpoint;
 pub mod completion;
 pub mod consolidate;
+pub mod delete;
 pub mod doctor;
+pub mod forget;
 pub mod init;
 pub mod list;
 pub mod man;
+pub mod pin;
 pub mod plan;
 pub mod restore;
 pub mod show;
@@ -33,6 +36,10 @@ pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Command::Plan(arguments) => plan::run(&context()?, &arguments),
         Command::List(arguments) => list::run(&context()?, &arguments),
         Command::Status(arguments) => status::run(&context()?, &arguments),
+        Command::Forget(arguments) => forget::run(&context()?, &arguments),
+        Command::Delete(arguments) => delete::run(&context()?, &arguments),
+        Command::Pin(arguments) => pin::run(&context()?, &arguments, true),
+        Command::Unpin(arguments) => pin::run(&context()?, &arguments, false),
         Command::Show(arguments) => show::run(&context()?, &arguments),
         Command::Restore(arguments) => restore::run(&context()?, &arguments),
         Command::Verify(arguments) => verify::run(&context()?, &arguments),

@@ -1,6 +1,7 @@
 //! `keepmark plan VM`: what a backup would do, and why.
 
 use clap::Args;
+use jiff::Timestamp;
 use keepmark_engine::backup::{Outlook, outlook};
 use keepmark_model::Failure;
 use serde_json::{Value, json};
@@ -30,10 +31,10 @@ pub struct PlanArguments {
 
 /// Runs it.
 pub fn run(context: &Context, arguments: &PlanArguments) -> Result<Outcome, Failure> {
-    let request = arguments.request.request();
+    let request = arguments.request.request(context)?;
     let store = store::open(context)?;
     let mut vm = hypervisor::open(context, &arguments.vm)?;
-    let found = outlook(vm.as_mut(), store.as_ref(), &request, &context.screen);
+    let found = outlook(vm.as_mut(), store.as_ref(), &request, Timestamp::now(), &context.screen);
     vm.close()?;
     let found = found?;
     if context.global.json {
@@ -56,12 +57,16 @@ fn as_json(found: &Outlook) -> Value {
         })
         .collect();
     json!({"event": "plan", "vm": found.facts.identity.name, "uuid": found.facts.identity.uuid, "power": found.facts.power,
-        "kind": found.plan.kind, "reason": found.plan.reason, "new_checkpoint": found.plan.checkpoint,
+        "kind": found.plan.kind, "reason": found.plan.reason, "wanted": found.plan.due.role, "due": found.plan.due.reason, "new_checkpoint": found.plan.checkpoint,
         "backups": found.sequence.len(), "disks": disks, "skipped": found.facts.skipped})
 }
 
 fn human(found: &Outlook) -> String {
-    let mut lines = format!("{}: {} backup ({})\n", found.facts.identity.name, found.plan.kind.word(), found.plan.reason);
+    let plan = &found.plan;
+    let mut lines = format!("{}: {} backup ({})\n", found.facts.identity.name, plan.kind.word(), plan.reason);
+    if plan.due.reason != plan.reason {
+        lines.push_str(&format!("  wanted: {} ({})\n", plan.due.role.word(), plan.due.reason));
+    }
     for disk in &found.plan.disks {
         let changed = disk.since.as_ref().map_or_else(String::new, |base| format!(", {} changed", text::size(base.dirty.0)));
         lines.push_str(&format!("  {:12} {:>10}  {:12} {}{changed}\n", disk.name, text::size(disk.size.0), disk.kind.word(), disk.reason));

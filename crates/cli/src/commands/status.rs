@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::vm::VmPlace;
-use crate::{hypervisor, output, store, table, text};
+use crate::{calendar, hypervisor, output, store, table, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,12 +54,14 @@ pub fn run(context: &Context, arguments: &StatusArguments) -> Result<Outcome, Fa
     let (backups, damaged) = store.backups(None)?;
     damaged.iter().for_each(|text| context.screen.finding(text));
     let places = if arguments.vms.is_empty() { domains(context) } else { hypervisor::expand(context, &arguments.vms)? };
-    let mut found: Vec<Protection> = places.iter().map(|place| look(context, &backups, place)).collect();
+    let now = Timestamp::now();
+    let request =
+        Request { kind: WantedKind::Auto(Box::new(calendar::scheme(&context.config.scheme)?)), checkpoint: true, disks: DiskChoice::All };
+    let mut found: Vec<Protection> = places.iter().map(|place| look(context, &backups, place, &request, now)).collect();
     if arguments.vms.is_empty() {
         let looked_at: Vec<VmId> = found.iter().filter_map(|vm| vm.id.clone()).collect();
         found.extend(stored(&backups).filter(|vm| vm.id.as_ref().is_none_or(|id| !looked_at.contains(id))));
     }
-    let now = Timestamp::now();
     if context.global.json {
         found.iter().try_for_each(|vm| output::json(&as_json(vm, now)))?;
     } else if found.is_empty() {
@@ -76,8 +78,8 @@ fn domains(context: &Context) -> Vec<VmPlace> {
     asked.inspect_err(|failure| context.screen.note(&in_one_line(failure))).unwrap_or_default().into_iter().map(VmPlace::Libvirt).collect()
 }
 
-fn look(context: &Context, backups: &[StoredBackup], place: &VmPlace) -> Protection {
-    match asked(context, place).and_then(|facts| planned(&facts, backups)) {
+fn look(context: &Context, backups: &[StoredBackup], place: &VmPlace, request: &Request, now: Timestamp) -> Protection {
+    match asked(context, place).and_then(|facts| planned(&facts, backups, request, now)) {
         Ok(protection) => protection,
         Err(failure) => {
             let why = in_one_line(&failure);
@@ -94,10 +96,9 @@ fn asked(context: &Context, place: &VmPlace) -> Result<VmFacts, Failure> {
     facts
 }
 
-fn planned(facts: &VmFacts, backups: &[StoredBackup]) -> Result<Protection, Failure> {
-    let request = Request { kind: WantedKind::Auto, checkpoint: true, disks: DiskChoice::All };
+fn planned(facts: &VmFacts, backups: &[StoredBackup], request: &Request, now: Timestamp) -> Result<Protection, Failure> {
     let sequence = sequence(backups, &facts.identity.id());
-    let plan = plan(facts, &sequence, &request)?;
+    let plan = plan(facts, &sequence, request, now)?;
     let next = Next::Planned(plan.kind, plan.reason);
     Ok(Protection { next, ..protection(facts.identity.name.clone(), facts.identity.id(), sequence) })
 }

@@ -81,6 +81,12 @@ impl Lab {
         Restic::new(&self.path("store"), "password").check();
     }
 
+    /// Names of the bitmaps that so many disks must have in the end, sorted.
+    #[track_caller]
+    pub fn needed_bitmaps(&self, disks: usize) -> Vec<String> {
+        self.keepmark.needed_checkpoints(None).into_iter().flat_map(|name| vec![name; disks]).collect()
+    }
+
     /// Runs the program, which must succeed.
     #[track_caller]
     pub fn ok(&self, arguments: &[&str]) -> KeepmarkRun {

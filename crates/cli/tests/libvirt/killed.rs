@@ -8,7 +8,7 @@ use keepmark_testkit::process::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::stage::{MIB, Marks, Stage, TIMEOUT, soon};
+use crate::stage::{MIB, Marks, Stage, TIMEOUT, checkpoint, soon};
 
 /// Where libvirt keeps the checkpoints of `vm`, as seen by itself and by us.
 const CHECKPOINTS: &str = "/var/lib/libvirt/qemu/checkpoint/vm";
@@ -68,7 +68,8 @@ fn libvirtd_dies_between_qemus_transaction_and_its_own_note() {
 fn libvirtd_dies_after_a_bitmap_was_removed_and_before_its_note_was() {
     let stage = Stage::new();
     let domain = changed(&stage);
-    let old = domain.checkpoints().remove(0);
+    let old = checkpoint(&stage.judge(&domain, "incremental", &[])).to_owned();
+    domain.write("vda", 8, 5 * MIB, MIB);
     // The backup is published by then; its predecessor's checkpoint is what is removed.
     die_at(&stage, &format!("{CHECKPOINTS}/{old}.xml"), Back::Later);
     let marks = Marks::of_ours(&domain);
@@ -83,9 +84,8 @@ fn libvirtd_dies_at_either_moment_and_is_back_at_once() {
     let domain = changed(&stage);
     die_at(&stage, CHECKPOINTS, Back::AtOnce);
     domain.write("vda", 9, 6 * MIB, MIB);
-    stage.judge(&domain, "incremental", &[]);
+    let old = checkpoint(&stage.judge(&domain, "incremental", &[])).to_owned();
     domain.write("vda", 10, 7 * MIB, MIB);
-    let old = domain.checkpoints().remove(0);
     die_at(&stage, &format!("{CHECKPOINTS}/{old}.xml"), Back::AtOnce);
     domain.write("vda", 11, 8 * MIB, MIB);
     stage.judge(&domain, "incremental", &[]);

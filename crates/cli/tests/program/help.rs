@@ -4,8 +4,24 @@ use std::process::{Command, Stdio};
 
 use crate::lab::{Lab, text};
 
-const COMMANDS: [&str; 12] =
-    ["init", "backup", "plan", "list", "status", "show", "restore", "verify", "checkpoint", "doctor", "completion", "man"];
+const COMMANDS: [&str; 16] = [
+    "forget",
+    "delete",
+    "pin",
+    "unpin",
+    "init",
+    "backup",
+    "plan",
+    "list",
+    "status",
+    "show",
+    "restore",
+    "verify",
+    "checkpoint",
+    "doctor",
+    "completion",
+    "man",
+];
 
 #[test]
 fn every_command_explains_itself_with_an_example() {

@@ -140,10 +140,12 @@ pub fn assert_says(run: &KeepmarkRun, words: &[&str]) {
     }
 }
 
-/// Checkpoints of keepmark and whatever it leaves for a while: names of bitmaps that begin with `km1`.
+/// Checkpoints of keepmark and whatever it leaves for a while: names of bitmaps that begin with `km1`, sorted.
 #[track_caller]
 pub fn our_bitmaps(qemu: &mut Qemu) -> Vec<String> {
-    qemu.bitmaps().into_iter().map(|(_, name)| name).filter(|name| name.starts_with("km1")).collect()
+    let mut names: Vec<String> = qemu.bitmaps().into_iter().map(|(_, name)| name).filter(|name| name.starts_with("km1")).collect();
+    names.sort();
+    names
 }
 
 /// Fails the test if keepmark left anything in QEMU except checkpoints.

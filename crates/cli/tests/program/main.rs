@@ -12,6 +12,7 @@ mod help;
 mod interruption;
 mod lab;
 mod restic;
+mod retention;
 mod round_trip;
 mod selection;
 mod sequence;

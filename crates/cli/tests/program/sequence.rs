@@ -1,7 +1,7 @@
 //! One machine is one sequence, running or powered off, and what each request makes of it.
 
 use keepmark_testkit::image::{self, Format};
-use keepmark_testkit::{Disk, Qemu};
+use keepmark_testkit::{Disk, PauseWitness, Qemu};
 use serde_json::Value;
 
 use crate::lab::{Lab, MIB, UUID, assert_clean, disk, id, image_vm, our_bitmaps};
@@ -90,6 +90,53 @@ fn a_full_backup_can_be_asked_for_and_stores_nothing_twice() {
 }
 
 #[test]
+fn a_differential_holds_what_changed_since_the_last_full_and_the_next_incremental_since_that() {
+    let lab = Lab::new();
+    let mut qemu = lab.one_disk();
+    lab.keepmark.backup(&qemu.vm(), &[]);
+    let mut changed = |offset| {
+        qemu.write("vda", 3, offset * MIB, MIB);
+        let through = PauseWitness::attach(&qemu, &lab.path(&format!("witness{offset}")));
+        (through.vm(), through)
+    };
+    let mut made = Vec::new();
+    for (offset, asked, dirty) in
+        [(1, "incremental", 1), (3, "incremental", 1), (5, "differential", 3), (7, "incremental", 1), (9, "differential", 5)]
+    {
+        let (vm, through) = changed(offset);
+        let done = lab.keepmark.backup(&vm, &["--kind", asked]);
+        assert_eq!((kind(&done), disk(&done, "vda")["dirty_bytes"].as_u64()), (asked, Some(dirty * MIB)), "{done}");
+        assert_eq!(done["wanted"], asked);
+        made.push((done, through.take()));
+    }
+    for (number, (done, truth)) in made.iter().enumerate() {
+        truth.assert_restored(&lab.restore(id(done), &format!("out{number}")), Format::Raw);
+    }
+    let full = lab.list()[0]["id"].clone();
+    let shown = lab.keepmark.ok(&["show", id(&made[4].0), "--json"]).json();
+    assert_eq!(shown[0]["disks"][0]["base"], full);
+    assert_eq!(our_bitmaps(&mut qemu), lab.keepmark.needed_checkpoints(None));
+}
+
+#[test]
+fn a_differential_whose_full_lost_its_bitmap_is_a_resync_and_then_goes_on_from_there() {
+    let lab = Lab::new();
+    let mut qemu = lab.one_disk();
+    lab.keepmark.backup(&qemu.vm(), &[]);
+    qemu.write("vda", 3, 0, MIB);
+    lab.keepmark.backup(&qemu.vm(), &[]);
+    let full = our_bitmaps(&mut qemu).remove(0);
+    lab.keepmark.ok(&["checkpoint", "delete", &qemu.vm(), &full]);
+    let resync = lab.keepmark.backup(&qemu.vm(), &["--kind", "differential"]);
+    assert_eq!((kind(&resync), resync["wanted"].as_str()), ("resync", Some("differential")));
+    assert_eq!(our_bitmaps(&mut qemu), [resync["checkpoint"].as_str().unwrap()]);
+    qemu.write("vda", 4, 2 * MIB, MIB);
+    lab.keepmark.backup(&qemu.vm(), &[]);
+    let next = lab.keepmark.backup(&qemu.vm(), &["--kind", "differential"]);
+    assert_eq!((kind(&next), disk(&next, "vda")["dirty_bytes"].as_u64()), ("differential", Some(MIB)));
+}
+
+#[test]
 fn backups_of_single_disks_keep_each_disks_base() {
     let lab = Lab::new();
     let mut qemu = lab.two_disks();
@@ -112,10 +159,12 @@ fn only_the_checkpoints_that_something_builds_on_stay() {
     for _ in 0..3 {
         lab.keepmark.backup(&qemu.vm(), &[]);
     }
-    let last = lab.list().pop().unwrap();
-    assert_eq!(our_bitmaps(&mut qemu), [last["checkpoint"].as_str().unwrap()]);
+    let [full, _, last] = lab.list().try_into().unwrap();
+    let mut needed = [full["checkpoint"].as_str().unwrap(), last["checkpoint"].as_str().unwrap()];
+    needed.sort_unstable();
+    assert_eq!(our_bitmaps(&mut qemu), needed);
     let listed = lab.keepmark.ok(&["checkpoint", "list", &qemu.vm(), "--json"]).json();
-    assert_eq!(listed[0]["checkpoint"], last["checkpoint"]);
+    assert_eq!((&listed[0]["checkpoint"], &listed[1]["checkpoint"]), (&needed[0].into(), &needed[1].into()));
     lab.keepmark.ok(&["checkpoint", "delete", &qemu.vm(), last["checkpoint"].as_str().unwrap()]);
     assert_eq!(kind(&lab.keepmark.backup(&qemu.vm(), &[])), "resync");
 }
@@ -161,7 +210,7 @@ fn a_checkpoint_of_its_own_counts_changes_and_no_backup_touches_it() {
     }
     let listed = lab.keepmark.ok(&["checkpoint", "list", &qemu.vm(), "--json"]).json();
     let ours = listed.iter().find(|checkpoint| checkpoint["checkpoint"] == name).unwrap();
-    assert_eq!((listed.len(), &ours["disks"][0]["dirty_bytes"]), (2, &MIB.into()), "{listed:?}");
+    assert_eq!((listed.len(), &ours["disks"][0]["dirty_bytes"]), (3, &MIB.into()), "{listed:?}");
     lab.keepmark.ok(&["checkpoint", "delete", &qemu.vm(), name]);
     assert_eq!(kind(&lab.keepmark.backup(&qemu.vm(), &[])), "incremental");
     assert_clean(&mut qemu);

@@ -48,7 +48,8 @@ fn a_bitmap_that_a_job_holds_cannot_be_read() {
         (vm.qemu.qmp("query-jobs", json!({})) == json!([])).then_some(())
     });
     let finished = stage.live(&mut vm, is("incremental", &[]));
-    assert_eq!(checkpoints(&mut vm.qemu), [checkpoint(&finished)]);
+    assert_eq!(checkpoints(&mut vm.qemu), stage.keepmark.needed_checkpoints(None));
+    assert!(checkpoints(&mut vm.qemu).contains(&checkpoint(&finished).to_owned()));
 }
 
 #[test]
@@ -66,7 +67,8 @@ fn one_name_is_there_once_per_image_and_may_be_on_two_images() {
     let mut vm = stage.start(stage.vm(&[first, Disk::qcow2("vdb", &copy)]));
     vm.qemu.write("vdb", 9, 3 * MIB, MIB);
     let finished = stage.live(&mut vm, is("incremental", &["vdb: full: first backup of this disk"]));
-    assert_eq!(checkpoints(&mut vm.qemu), [checkpoint(&finished)]);
+    assert_eq!(checkpoints(&mut vm.qemu), stage.keepmark.needed_checkpoints(None));
+    assert!(checkpoints(&mut vm.qemu).contains(&checkpoint(&finished).to_owned()));
 }
 
 #[test]

@@ -14,13 +14,14 @@ fn two_stores_in_different_rhythm_have_a_base_each() {
         vm.qemu.write("vda", 10 + u8::try_from(day).unwrap(), place * MIB, MIB);
         let daily = stage.live(&mut vm, is("incremental", &[]));
         assert_eq!(of_disk(&daily, "vda")["read_bytes"], MIB);
-        let mut both = [checkpoint(&daily), checkpoint(&weekly)];
+        let mut both = [stage.keepmark.needed_checkpoints(None), other.needed_checkpoints(None)].concat();
         both.sort_unstable();
         assert_eq!(checkpoints(&mut vm.qemu), both, "a store removes its own only");
+        assert!(both.len() == 3 && [&daily, &weekly].iter().all(|backup| both.contains(&checkpoint(backup).to_owned())), "{both:?}");
     }
     let weekly = stage.live_in(&other, &mut vm, &[], is("incremental", &[]));
     assert_eq!(of_disk(&weekly, "vda")["read_bytes"], 3 * MIB);
-    assert_eq!(checkpoints(&mut vm.qemu).len(), 2);
+    assert_eq!(checkpoints(&mut vm.qemu).len(), 4, "the last full and the last backup of each store");
 }
 
 #[test]
@@ -35,7 +36,7 @@ fn a_dead_store_costs_the_others_nothing() {
         vm.qemu.write("vda", 7, 3 * MIB, MIB);
         stage.live(&mut vm, is("incremental", &[]));
     }
-    assert_eq!(checkpoints(&mut vm.qemu).len(), 2, "one of each store");
+    assert_eq!(checkpoints(&mut vm.qemu).len(), 3, "the dead store's, and the last full and the last backup of the other");
 }
 
 /// A checkpoint of another store that was made so long ago, as its name says.
@@ -53,7 +54,9 @@ fn a_store_that_was_not_seen_for_long_stops_holding_its_checkpoint() {
     let mut vm = stage.backed_up();
     let (recent, old) = (aged(&mut vm, 34), aged(&mut vm, 36));
     let finished = stage.live(&mut vm, is("incremental", &[]));
-    let mut expected = [checkpoint(&finished).to_owned(), recent.clone()];
+    let is_full = |name: &String| name != checkpoint(&finished);
+    let full = stage.keepmark.needed_checkpoints(None).into_iter().find(is_full).unwrap();
+    let mut expected = [full.clone(), checkpoint(&finished).to_owned(), recent.clone()];
     expected.sort();
     assert_eq!(checkpoints(&mut vm.qemu), expected, "{old} goes, {recent} stays");
 
@@ -64,7 +67,7 @@ fn a_store_that_was_not_seen_for_long_stops_holding_its_checkpoint() {
 
     stage.keepmark.configure("hold_checkpoints_days = 7\n");
     let finished = stage.live(&mut vm, is("incremental", &[]));
-    assert_eq!(checkpoints(&mut vm.qemu), [checkpoint(&finished)]);
+    assert_eq!(checkpoints(&mut vm.qemu), [&full, checkpoint(&finished)]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use keepmark_engine::push::Mode;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::plan::Request;
 use keepmark_model::seam::{Freeze, Hypervisor, Monitor, Result, Store};
-use keepmark_testkit::sim::{Break, Outcome, STEPS, Senses, Stats, history, minimise, play};
+use keepmark_testkit::sim::{Break, Kinds, Outcome, STEPS, Senses, Stats, history, minimise, play};
 
 struct Silent;
 
@@ -32,6 +32,7 @@ fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit
         mode: Mode::Pull,
         audit,
         hold_checkpoints: None,
+        tags: Vec::new(),
         program: "simulation".to_owned(),
     };
     let world = Surroundings { now: senses.now, elapsed: senses.elapsed, random: senses.random };
@@ -39,14 +40,14 @@ fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit
 }
 
 /// Plays the history of a seed.
-pub fn play_seed(seed: u64, broken: Option<Break>) -> Outcome {
-    play(seed, &history(seed), &keepmark, broken, false)
+pub fn play_seed(seed: u64, kinds: Kinds, broken: Option<Break>) -> Outcome {
+    play(seed, &history(seed, kinds), &keepmark, broken, false)
 }
 
 /// What a failing seed does, in words, after everything was left out that is not needed for it.
-pub fn story(seed: u64, broken: Option<Break>) -> String {
+pub fn story(seed: u64, kinds: Kinds, broken: Option<Break>) -> String {
     let fails = |steps: &[_]| play(seed, steps, &keepmark, broken, false).violation.map(|(end, _)| end);
-    let steps = minimise(&history(seed), &fails);
+    let steps = minimise(&history(seed, kinds), &fails);
     let told = play(seed, &steps, &keepmark, broken, true);
     let mut text = format!("seed {seed}, smallest story ({} of {STEPS} steps):\n", steps.len());
     told.story.iter().for_each(|sentence| text.push_str(&format!("  {sentence}\n")));
@@ -103,7 +104,7 @@ impl Campaign {
                 return;
             }
             let seed = self.first.wrapping_add(number);
-            found().take(seed, play_seed(seed, self.broken));
+            found().take(seed, play_seed(seed, Kinds::All, self.broken));
         }
     }
 }
@@ -120,11 +121,12 @@ impl Found {
 
     /// The numbers, in one sentence each.
     pub fn summary(&self) -> String {
-        let Stats { steps, runs, effects, killed, failed, full, incremental, resync, contradicted, audit_only, compared } = self.stats;
+        let Stats { steps, runs, effects, killed, failed, full, differential, incremental, resync, contradicted, audit_only, compared } =
+            self.stats;
         let speed = self.histories as f64 / self.elapsed.as_secs_f64().max(1e-9);
         format!(
             "{} histories, {steps} steps, {speed:.0} histories/s\n{runs} runs of keepmark with {effects} effects: {killed} killed, {failed} failed\n\
-             disks captured: {full} full, {incremental} incremental, {resync} resynced ({contradicted} of them since a check contradicted the bitmap)\n\
+             disks captured: {full} full, {differential} differential, {incremental} incremental, {resync} resynced ({contradicted} of them since a check contradicted the bitmap)\n\
              {compared} comparisons with the truth; {audit_only} disks differ by silent edits that only the audit's sample could have found",
             self.histories
         )

@@ -132,6 +132,8 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
         vm: vm(),
         time: time.parse().unwrap(),
         kind,
+        wanted: None,
+        tags: Vec::new(),
         reason: "test".into(),
         checkpoint: None,
         consistency: Consistency::Crash,

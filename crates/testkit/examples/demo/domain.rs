@@ -45,18 +45,22 @@ fn back_up(screen: &Screen, keepmark: &Keepmark, domain: &Domain<'_>) -> String 
         let answer = keepmark.backup(DOMAIN, &[]);
         answer::tell(screen, &answer, None);
         expect(&answer, "kind", kind);
-        check_checkpoint(domain, &answer);
+        check_checkpoints(domain, keepmark, &answer);
     }
     serial.assert_unharmed();
     screen.right("virsh checkpoint-list and QEMU's bitmaps agree after each; the guest saw no error");
     sums
 }
 
-fn check_checkpoint(domain: &Domain<'_>, answer: &Value) {
-    let name = text(answer, "checkpoint");
-    let bitmaps: Vec<String> = domain.bitmaps().into_iter().map(|(_, bitmap)| bitmap).collect();
-    if domain.checkpoints() != [name] || bitmaps != [name] {
-        fail(format_args!("libvirt has the checkpoints {:?}, QEMU the bitmaps {bitmaps:?}, keepmark says {name}", domain.checkpoints()));
+fn check_checkpoints(domain: &Domain<'_>, keepmark: &Keepmark, answer: &Value) {
+    let (name, needed) = (text(answer, "checkpoint"), keepmark.needed_checkpoints(None));
+    let mut bitmaps: Vec<String> = domain.bitmaps().into_iter().map(|(_, bitmap)| bitmap).collect();
+    bitmaps.sort();
+    if domain.checkpoints() != needed || bitmaps != needed || needed.last().map(String::as_str) != Some(name) {
+        fail(format_args!(
+            "libvirt has the checkpoints {:?}, QEMU the bitmaps {bitmaps:?}, keepmark says {needed:?}",
+            domain.checkpoints()
+        ));
     }
 }
 

@@ -154,7 +154,10 @@ impl World {
             EventKind::DeleteBackup => {
                 let Some(deleted) = self.stores[store].delete(event.a) else { return false };
                 let names: Vec<DiskName> = deleted.disks.iter().map(|disk| disk.name.clone()).collect();
-                self.machines.iter_mut().for_each(|machine| machine.smooth[store].retain(|name| !names.contains(name)));
+                for machine in &mut self.machines {
+                    let lineages = [&mut machine.smooth[store], &mut machine.anchored[store]];
+                    lineages.into_iter().for_each(|lineage| lineage.retain(|name| !names.contains(name)));
+                }
             }
             EventKind::ClockBack => {
                 // Which of two bitmaps is the younger one can no longer be told: a doubt, and a resync.

@@ -59,15 +59,39 @@ impl fmt::Display for Step {
     }
 }
 
+/// Which kinds of backups a history has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kinds {
+    /// Fulls and incrementals, as seeds that were found before there were differentials had.
+    NoDifferentials,
+    /// All.
+    All,
+}
+
 /// The history of a seed.
 #[must_use]
-pub fn history(seed: u64) -> Vec<Step> {
+pub fn history(seed: u64, kinds: Kinds) -> Vec<Step> {
     let mut rng = Rng::new(seed);
     // Some histories are quiet, so that long sequences of incrementals come about; some are wild.
     let quiet = rng.below(4);
     let mut steps: Vec<Step> = (0..STEPS).map(|_| step(&mut rng, quiet)).collect();
     set_trap(&mut steps, &mut Rng::new(seed.rotate_left(32)));
+    if kinds == Kinds::All {
+        add_differentials(&mut steps, &mut Rng::new(seed.rotate_left(16)));
+    }
     steps
+}
+
+/// Makes differentials of some incrementals: of none in one history of four, of many in others.
+fn add_differentials(steps: &mut [Step], rng: &mut Rng) {
+    let share = rng.below(4);
+    for step in steps {
+        let drawn = rng.below(6) < share;
+        match step {
+            Step::Backup(order) if drawn && order.kind == WantedKind::Incremental => order.kind = WantedKind::Differential,
+            Step::Backup(_) | Step::Happen(_) => {}
+        }
+    }
 }
 
 /// What chance alone hardly ever brings about, laid into one history of sixteen: two overlays with bitmaps of the same names, and
@@ -78,8 +102,10 @@ fn set_trap(steps: &mut [Step], rng: &mut Rng) {
         return;
     }
     let (start, disk, store) = (rng.below(100) as usize, rng.byte(), rng.byte());
-    let backup =
-        |audit| Step::Backup(Order { machine: 0, store, kind: WantedKind::Auto, checkpoint: true, only: None, audit, faults: Vec::new() });
+    let backup = |audit| {
+        let kind = WantedKind::Incremental;
+        Step::Backup(Order { machine: 0, store, kind, checkpoint: true, only: None, audit, faults: Vec::new() })
+    };
     let kinds = [PowerOn, Write, ManagedSnapshot, Write, Write, ManagedSnapshot, PowerOff, RemoveOurs];
     let events = kinds.map(|kind| Step::Happen(Event { kind, machine: 0, disk, a: rng.byte(), b: rng.byte() | 1 }));
     let [power_on, others @ ..] = events;
@@ -128,7 +154,7 @@ fn order(rng: &mut Rng, quiet: u32) -> Order {
     Order {
         machine: u8::from(rng.one_in(5)),
         store: rng.byte(),
-        kind: if rng.one_in(20) { WantedKind::Full } else { WantedKind::Auto },
+        kind: if rng.one_in(20) { WantedKind::Full } else { WantedKind::Incremental },
         checkpoint: !rng.one_in(8),
         only: rng.one_in(10).then(|| rng.byte()),
         audit: match rng.below(6) {

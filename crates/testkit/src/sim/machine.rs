@@ -65,8 +65,10 @@ pub struct Machine {
     pub frozen: Option<Arc<Vec<FrozenCopy>>>,
     /// Whether keepmark has the images of the powered-off VM open, and for writing.
     pub opened: Option<bool>,
-    /// Per store, the disks whose next backup must be an incremental: nothing has happened that could cost a bitmap.
+    /// Per store, the disks whose next backup can be an incremental: nothing has happened since the last one that could cost a bitmap.
     pub smooth: Vec<Vec<DiskName>>,
+    /// Per store, the disks whose next backup can be a differential: nothing has happened since all of it was read.
+    pub anchored: Vec<Vec<DiskName>>,
 }
 
 impl Machine {
@@ -81,6 +83,7 @@ impl Machine {
             frozen: None,
             opened: None,
             smooth: vec![Vec::new(); stores],
+            anchored: vec![Vec::new(); stores],
         }
     }
 
@@ -160,7 +163,8 @@ impl Machine {
 
     /// Something happened to a disk, or to all, that may cost an incremental.
     pub fn lose_lineage(&mut self, disk: Option<&DiskName>) {
-        self.smooth.iter_mut().for_each(|names| names.retain(|name| disk.is_some_and(|disk| name != disk)));
+        let lineages = self.smooth.iter_mut().chain(&mut self.anchored);
+        lineages.for_each(|names| names.retain(|name| disk.is_some_and(|disk| name != disk)));
     }
 
     /// Raw disks lose their bitmaps with the process.

@@ -14,7 +14,7 @@ mod rng;
 pub mod store;
 pub mod world;
 
-pub use history::{STEPS, Step, history};
+pub use history::{Kinds, STEPS, Step, history};
 pub use minimise::minimise;
 pub use play::{Backup, Outcome, Senses, play};
 pub use world::{BREAKS, Break, Stats};

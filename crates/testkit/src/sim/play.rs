@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::Power;
-use keepmark_model::manifest::{Manifest, ManifestDisk};
+use keepmark_model::manifest::{Kind, Manifest, ManifestDisk};
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::seam::{Hypervisor, Result, Store};
 use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId};
@@ -105,7 +105,7 @@ fn unreachable_name() -> DiskName {
 /// One run of keepmark, and the judgement of it.
 fn run(world: &Shared, seed: u64, order: &Order, backup: &Backup<'_>) {
     let before = Before::start(world, order);
-    let request = Request { kind: order.kind, checkpoint: order.checkpoint, disks: before.disks.clone() };
+    let request = Request { kind: order.kind.clone(), checkpoint: order.checkpoint, disks: before.disks.clone() };
     let (reuse, clock, start) = {
         let world = lock(world);
         (world.breaks(Break::ReuseNames), world.clock, world.stats.runs)
@@ -133,6 +133,7 @@ struct Before {
     power: Power,
     foreign: Vec<String>,
     smooth: Vec<DiskName>,
+    anchored: Vec<DiskName>,
     published: u64,
 }
 
@@ -152,6 +153,7 @@ impl Before {
             power: machine.power,
             foreign: foreign(machine),
             smooth: machine.smooth[store].clone(),
+            anchored: machine.anchored[store].clone(),
             published: world.stores[store].published,
         };
         world.stats.runs += 1;
@@ -198,20 +200,25 @@ impl Before {
         if machine.bitmaps().any(|bitmap| bitmap.busy) {
             return None;
         }
-        let needed: Vec<&str> = machine.attached().filter_map(|disk| store.newest_checkpoint(&disk.name)).collect();
+        let needed: Vec<&str> = machine.attached().flat_map(|disk| store.needed_checkpoints(&disk.name)).collect();
         let mut active = machine.attached().flat_map(|disk| &disk.layers[0].bitmaps);
         let surplus = active.find(|bitmap| is_for(&bitmap.name, &store.id) && !needed.contains(&bitmap.name.as_str()))?;
         Some(format!("checkpoint {} is needed by nothing and still there", surplus.name))
     }
 
-    /// Nothing happened that could cost a bitmap, and still a disk was not captured incrementally.
+    /// Nothing happened that could cost a bitmap, and still a disk was not captured by what changed.
     fn lost_increment(&self, world: &World, order: &Order) -> Option<String> {
         let newest = world.stores[self.store].backups.last()?;
         // A clock that was set back makes an older bitmap look younger: a doubt, and a resync that nothing needed.
         let excused = |disk: &&ManifestDisk| world.set_back && disk.reason.contains("cleared or paused");
-        let mut disks = newest.backup.manifest.disks.iter().filter(|disk| order.kind == WantedKind::Auto && !excused(disk));
-        let lost = disks.find(|disk| disk.base.is_none() && self.smooth.contains(&disk.name))?;
-        Some(format!("disk {} could have been captured incrementally, but: {}", lost.name, lost.reason))
+        let provable = match order.kind {
+            WantedKind::Full | WantedKind::Auto(_) => return None,
+            WantedKind::Differential => &self.anchored,
+            WantedKind::Incremental => &self.smooth,
+        };
+        let mut disks = newest.backup.manifest.disks.iter().filter(|disk| !excused(disk));
+        let lost = disks.find(|disk| disk.base.is_none() && provable.contains(&disk.name))?;
+        Some(format!("disk {} could have been captured by what changed, but: {}", lost.name, lost.reason))
     }
 
     /// A disk is smaller than in every earlier backup, or has an image that was another's in all of them: the plan must know,
@@ -243,9 +250,10 @@ fn is_for(name: &str, store: &StoreId) -> bool {
     CheckpointName::parse(name).is_ok_and(|name| name.is_for(store))
 }
 
-/// The disks of a backup, and whether each is exactly the truth.
-fn captured(published: &Published) -> Vec<(DiskName, bool)> {
-    published.disks.iter().map(|disk| (disk.name.clone(), disk.is_exact())).collect()
+/// The disks of a backup, whether each is exactly the truth, and whether all of it was read.
+fn captured(published: &Published) -> Vec<(DiskName, bool, bool)> {
+    let whole = |name| published.backup.manifest.disk(name).is_some_and(|disk| matches!(disk.kind, Kind::Full | Kind::Resync));
+    published.disks.iter().map(|disk| (disk.name.clone(), disk.is_exact(), whole(&disk.name))).collect()
 }
 
 impl World {
@@ -256,22 +264,26 @@ impl World {
         if exists {
             for place in (0..self.machines.len()).filter(|place| *place != before.machine) {
                 self.machines[place].smooth[store].clear();
+                self.machines[place].anchored[store].clear();
             }
         }
         let machine = &mut self.machines[before.machine];
         if order.checkpoint && exists && !(published && !run.disturbed && !run.dead) {
             // It exists, but what became of its checkpoint was not seen.
             machine.smooth[store].clear();
+            machine.anchored[store].clear();
         }
         if published && order.checkpoint && !run.disturbed && !run.dead {
-            let captured: Vec<(DiskName, bool)> = self.stores[store].backups.last().map(captured).unwrap_or_default();
+            let captured: Vec<(DiskName, bool, bool)> = self.stores[store].backups.last().map(captured).unwrap_or_default();
             let lasting = |name: &DiskName| {
                 machine.power != Power::Off || machine.disks.iter().any(|disk| disk.name == *name && disk.layers[0].format == Format::Qcow2)
             };
-            let fresh: Vec<DiskName> =
-                captured.iter().filter(|(name, exact)| *exact && lasting(name)).map(|(name, _)| name.clone()).collect();
-            machine.smooth[store].retain(|name| !captured.iter().any(|(other, _)| other == name));
-            machine.smooth[store].extend(fresh);
+            let fresh = |(name, exact, _): &&(DiskName, bool, bool)| *exact && lasting(name);
+            let fresh: Vec<(DiskName, bool, bool)> = captured.iter().filter(fresh).cloned().collect();
+            machine.smooth[store].retain(|name| !captured.iter().any(|(other, ..)| other == name));
+            machine.smooth[store].extend(fresh.iter().map(|(name, ..)| name.clone()));
+            machine.anchored[store].retain(|name| !captured.iter().any(|(other, _, whole)| *whole && other == name));
+            machine.anchored[store].extend(fresh.iter().filter(|(.., whole)| *whole).map(|(name, ..)| name.clone()));
         }
     }
 

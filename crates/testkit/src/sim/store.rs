@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keepmark_model::manifest::{Manifest, StoredBackup};
+use keepmark_model::manifest::{Kind, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::seam::{
     BackupReader, BackupWriter, DiskContent, DiskStored, DiskWriter, Monitor, Piece, PruneRequest, Pruned, Recycler, Result, SavedFile,
     Store, Verification,
@@ -167,10 +167,14 @@ impl StoreState {
         (None, compared)
     }
 
-    /// The newest checkpoint of a disk, as text.
-    #[must_use]
-    pub fn newest_checkpoint(&self, disk: &DiskName) -> Option<&str> {
-        let of_disk = |published: &&Published| published.backup.manifest.disk(disk).is_some_and(|then| then.checkpointed);
+    /// The checkpoints of a disk that are to stay, as text: the newest, and the newest of those with which all of it was read.
+    pub fn needed_checkpoints(&self, disk: &DiskName) -> impl Iterator<Item = &str> {
+        let read_whole = |then: &ManifestDisk| matches!(then.kind, Kind::Full | Kind::Resync);
+        self.newest_checkpoint(disk, &|_| true).into_iter().chain(self.newest_checkpoint(disk, &read_whole))
+    }
+
+    fn newest_checkpoint(&self, disk: &DiskName, counts: &dyn Fn(&ManifestDisk) -> bool) -> Option<&str> {
+        let of_disk = |published: &&Published| published.backup.manifest.disk(disk).is_some_and(|then| then.checkpointed && counts(then));
         let newest =
             self.backups.iter().filter(of_disk).max_by_key(|published| (published.backup.manifest.time, published.backup.id.clone()));
         newest.and_then(|published| published.backup.manifest.checkpoint.as_ref()).map(|name| name.as_str())

@@ -102,6 +102,8 @@ pub struct Stats {
     pub failed: u64,
     /// Disks captured in full.
     pub full: u64,
+    /// Disks captured differentially.
+    pub differential: u64,
     /// Disks captured incrementally.
     pub incremental: u64,
     /// Disks resynced.
@@ -119,7 +121,8 @@ impl Stats {
     pub fn count(&mut self, disk: &ManifestDisk) {
         match disk.kind {
             Kind::Full => self.full += 1,
-            Kind::Incremental | Kind::Differential => self.incremental += 1,
+            Kind::Differential => self.differential += 1,
+            Kind::Incremental => self.incremental += 1,
             Kind::Resync => self.resync += 1,
         }
         self.contradicted += u64::from(disk.reason.contains("contradicts"));
@@ -133,6 +136,7 @@ impl Stats {
         self.killed += other.killed;
         self.failed += other.failed;
         self.full += other.full;
+        self.differential += other.differential;
         self.incremental += other.incremental;
         self.resync += other.resync;
         self.contradicted += other.contradicted;

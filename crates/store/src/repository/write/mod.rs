@@ -105,6 +105,7 @@ impl<'a> BackupWriter<'a> {
     fn snapshot(&self, tree: TreeId, manifest: &Manifest) -> Snapshot {
         let mut tags = vec![TAG.to_owned(), format!("{VM_TAG}{}", self.vm), format!("kind:{}", manifest.kind.word())];
         tags.extend(manifest.checkpoint.as_ref().map(|name| format!("checkpoint:{name}")));
+        tags.extend(manifest.tags.iter().cloned());
         let environment = &self.repository.environment;
         Snapshot {
             time: self.time,
