@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, restore, show, status, verify,
+    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, prune, restore, show, status, verify,
     watchdog,
 };
 
@@ -92,6 +92,8 @@ pub enum Command {
     Verify(verify::VerifyArguments),
     /// Make a backup need no other one (a synthetic full)
     Consolidate(consolidate::ConsolidateArguments),
+    /// Free the space of what no backup needs
+    Prune(prune::PruneArguments),
     /// Create, list or delete the checkpoints on a VM
     Checkpoint(checkpoint::CheckpointArguments),
     /// Check this host, the store and a VM, and name what would help

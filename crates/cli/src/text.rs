@@ -18,6 +18,25 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit]) }
 }
 
+/// Reads `500`, `64M`, `1.5GiB`: all units are powers of 1024.
+///
+/// # Errors
+/// In words, when it is no size.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a size such as 500M, 1.5GiB or 64K".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().trim_end_matches(['b', 'B']).trim_end_matches('i').to_ascii_uppercase();
+    let power = ["", "K", "M", "G", "T", "P"].iter().position(|known| *known == unit).ok_or_else(wrong)?;
+    let (whole, tenths) = number.split_once('.').unwrap_or((number, "0"));
+    let scale = 1_u64 << (10 * power);
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let part = format!("0.{tenths}").parse::<f64>().map_err(|_| wrong())?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "less than the scale, and never negative")]
+    let part = (part * scale as f64) as u64;
+    whole.checked_mul(scale).and_then(|bytes| bytes.checked_add(part)).ok_or_else(wrong)
+}
+
 /// `2 h 5 min`, `3 min 4 s`, `12 s`.
 pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -52,6 +71,16 @@ pub fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [("500", 500), ("64K", 65_536), ("64 KiB", 65_536), ("1.5GiB", 3 << 29), ("2tb", 2 << 40), ("0.5M", 1 << 19)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "1X", "-1", "1..2M", "99999999999P", ".5M"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_and_spans_read_well() {

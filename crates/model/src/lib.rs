@@ -13,6 +13,7 @@ pub mod images;
 pub mod manifest;
 pub mod names;
 pub mod plan;
+pub mod prune;
 pub mod retention;
 pub mod rules;
 pub mod scheme;

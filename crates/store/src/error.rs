@@ -119,6 +119,12 @@ pub enum Error {
         #[source]
         source: Box<keepmark_nbd::Error>,
     },
+    /// Our lock was taken for that of a dead process and removed: what it protected may be gone.
+    #[error("our lock on the repository was removed by somebody else")]
+    LeaseLost,
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// An earlier write failed; nothing more is written.
     #[error("an earlier write to the store failed, nothing more is written")]
     Poisoned,
@@ -191,6 +197,7 @@ impl Error {
         match self {
             Self::NoStore { .. } | Self::NotAStore { .. } => FailureClass::NoStore,
             Self::WrongPassword { .. } => FailureClass::WrongPassword,
+            Self::Interrupted => FailureClass::Interrupted,
             Self::Locked { .. } | Self::LockUnreadable { .. } | Self::InUse { .. } => FailureClass::Locked,
             Self::NoSuchBackup { .. } | Self::NoSuchPart { .. } | Self::Pinned { .. } => FailureClass::Usage,
             Self::Sink(failure) => failure.class(),
@@ -202,6 +209,7 @@ impl Error {
             | Self::Io { .. }
             | Self::Poisoned
             | Self::Image { .. }
+            | Self::LeaseLost
             | Self::Content { .. }
             | Self::Refused { .. }
             | Self::Internal { .. } => FailureClass::Failed,
@@ -217,13 +225,16 @@ impl Error {
             ),
             Self::Pinned { id } => Some(format!("keepmark unpin {id}")),
             Self::NoKey { .. } => Some("put a copy of the key file back: without any, nobody can read the repository".to_owned()),
+            Self::Damaged { kind: "mark", .. } => Some("keepmark prune removes it: then backups go on".to_owned()),
             Self::Damaged { .. } | Self::Missing { .. } => {
                 Some("keepmark verify --read-data names what is damaged and which backups it hits".to_owned())
             }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("make space and run it again: what was stored so far is not stored twice".to_owned())
             }
+            Self::LeaseLost => Some("run it again: what was stored is not stored twice".to_owned()),
             Self::NotEmpty { .. }
+            | Self::Interrupted
             | Self::WrongPassword { .. }
             | Self::Unusable { .. }
             | Self::Io { .. }

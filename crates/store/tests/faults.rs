@@ -1,107 +1,12 @@
 //! A write that fails at any point: nothing is published, old backups are intact, and the next run goes on where this one ended.
-#![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 mod common;
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use common::{EVENING, MORNING, PASSWORD, Place, Told, backup, extents, full, noise, put_all, restore, vm, write_disk};
+use common::failing::{State, open_failing};
+use common::{EVENING, MORNING, Place, Told, backup, extents, full, noise, put_all, restore, vm, write_disk};
 use keepmark_model::seam::Store as _;
-use keepmark_store::repository::backend::{Backend, FileKind, Upload};
-use keepmark_store::repository::folder::Folder;
-use keepmark_store::repository::id::Id;
-use keepmark_store::{Error, Repository, Result};
-
-/// Counts what changes the repository, and fails from the N-th on, as a full disk does.
-struct Failing {
-    inner: Folder,
-    state: Arc<State>,
-}
-
-struct State {
-    operations: AtomicU64,
-    fail_from: AtomicU64,
-    /// Whether only one operation fails and those after it work again.
-    once: bool,
-}
-
-impl State {
-    fn new(fail_from: u64, once: bool) -> Arc<Self> {
-        Arc::new(Self { operations: AtomicU64::new(0), fail_from: AtomicU64::new(fail_from), once })
-    }
-
-    fn step(&self) -> Result<()> {
-        let number = self.operations.fetch_add(1, Ordering::SeqCst);
-        let from = self.fail_from.load(Ordering::SeqCst);
-        let fails = if self.once { number == from } else { number >= from };
-        let error = || Error::Io { action: "write", path: "injected".into(), source: io::Error::from(io::ErrorKind::StorageFull) };
-        if fails { Err(error()) } else { Ok(()) }
-    }
-}
-
-impl Backend for Failing {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
-
-    fn list(&self, kind: FileKind) -> Result<Vec<(Id, u64)>> {
-        self.inner.list(kind)
-    }
-
-    fn size(&self, kind: FileKind, id: &Id) -> Result<Option<u64>> {
-        self.inner.size(kind, id)
-    }
-
-    fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>> {
-        self.inner.read(kind, id)
-    }
-
-    fn read_at(&self, kind: FileKind, id: &Id, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.inner.read_at(kind, id, offset, buffer)
-    }
-
-    fn upload(&self) -> Result<Box<dyn Upload>> {
-        self.state.step()?;
-        Ok(Box::new(FailingUpload { inner: self.inner.upload()?, state: Arc::clone(&self.state) }))
-    }
-
-    fn settle(&self, kind: FileKind) -> Result<()> {
-        self.state.step()?;
-        self.inner.settle(kind)
-    }
-
-    fn remove(&self, kind: FileKind, id: &Id) -> Result<()> {
-        self.inner.remove(kind, id)
-    }
-
-    fn sweep(&self) -> Result<()> {
-        self.inner.sweep()
-    }
-}
-
-struct FailingUpload {
-    inner: Box<dyn Upload>,
-    state: Arc<State>,
-}
-
-impl Upload for FailingUpload {
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.state.step()?;
-        self.inner.append(bytes)
-    }
-
-    fn publish(self: Box<Self>, kind: FileKind, id: &Id) -> Result<()> {
-        self.state.step()?;
-        self.inner.publish(kind, id)
-    }
-}
-
-fn open_failing(place: &Place, state: &Arc<State>) -> Repository {
-    let backend = Failing { inner: Folder::new(&place.repository()), state: Arc::clone(state) };
-    Repository::open_at(Arc::new(backend), PASSWORD, place.options()).unwrap()
-}
 
 fn changed(disk: &[u8]) -> (Vec<u8>, Told) {
     let mut disk = disk.to_vec();

@@ -12,6 +12,7 @@ pub mod list;
 pub mod man;
 pub mod pin;
 pub mod plan;
+pub mod prune;
 pub mod restore;
 pub mod show;
 pub mod status;
@@ -44,6 +45,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Command::Restore(arguments) => restore::run(&context()?, &arguments),
         Command::Verify(arguments) => verify::run(&context()?, &arguments),
         Command::Consolidate(arguments) => consolidate::run(&context()?, &arguments),
+        Command::Prune(arguments) => prune::run(&context()?, &arguments),
         Command::Checkpoint(arguments) => checkpoint::run(&context()?, &arguments),
         Command::Doctor(arguments) => doctor::run(&context()?, &arguments),
         Command::Completion(arguments) => completion::run(&arguments),

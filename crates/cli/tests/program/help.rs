@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::lab::{Lab, text};
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "forget",
     "delete",
     "pin",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 16] = [
     "show",
     "restore",
     "verify",
+    "prune",
     "checkpoint",
     "doctor",
     "completion",

@@ -1,5 +1,7 @@
 //! Where a repository's files are: few verbs, so that a folder, an object store or a fault injector can be behind them.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::error::Result;
@@ -22,6 +24,8 @@ pub enum FileKind {
     Lock,
     /// A pin: an empty file that has the snapshot's name. Other programs do not look there.
     Pin,
+    /// A mark: packs that nothing needs and that are about to go. Other programs do not look there.
+    Mark,
 }
 
 impl FileKind {
@@ -36,6 +40,7 @@ impl FileKind {
             Self::Pack => "data",
             Self::Lock => "locks",
             Self::Pin => "keepmark/pins",
+            Self::Mark => "keepmark/marks",
         }
     }
 
@@ -50,6 +55,7 @@ impl FileKind {
             Self::Pack => "pack",
             Self::Lock => "lock",
             Self::Pin => "pin",
+            Self::Mark => "mark",
         }
     }
 }
@@ -103,25 +109,49 @@ pub trait Backend: Send + Sync + 'static {
     /// When the sync fails: then it is not known what is durable.
     fn settle(&self, kind: FileKind) -> Result<()>;
 
+    /// Makes it durable that files of this kind were published and removed, whoever did it.
+    ///
+    /// # Errors
+    /// When the sync fails.
+    fn settle_all(&self, kind: FileKind) -> Result<()> {
+        self.settle(kind)
+    }
+
+    /// How long what another host did may stay unseen here.
+    fn lag(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Removes a file.
     ///
     /// # Errors
     /// When it is there and cannot be removed.
     fn remove(&self, kind: FileKind, id: &Id) -> Result<()>;
 
-    /// Removes uploads that were never published. Only for a caller who knows that nobody else is writing.
+    /// Removes uploads that were never published: all, or those that were written last before a time of the place's clock. Only for a
+    /// caller who knows that nobody is writing them any more, or that whoever is must not publish.
     ///
     /// # Errors
     /// When leftovers are there and cannot be removed.
-    fn sweep(&self) -> Result<()>;
+    fn sweep(&self, before: Option<Timestamp>) -> Result<()>;
 
     /// Writes a small file: durable and visible when this returns.
     ///
     /// # Errors
     /// When it cannot be written. It is then not there, unless it cannot be removed after the last sync failed.
     fn write(&self, kind: FileKind, id: &Id, content: &[u8]) -> Result<()> {
+        self.write_if(kind, id, content, &|| Ok(()))
+    }
+
+    /// The same if a condition holds. It is asked when the upload is there already: who makes it untrue and then sweeps uploads can be sure
+    /// that the file is not published later.
+    ///
+    /// # Errors
+    /// As for [`Backend::write`], and what the condition says.
+    fn write_if(&self, kind: FileKind, id: &Id, content: &[u8], condition: &dyn Fn() -> Result<()>) -> Result<()> {
         let mut upload = self.upload()?;
         upload.append(content)?;
+        condition()?;
         upload.publish(kind, id)?;
         self.settle(kind).inspect_err(|_| drop(self.remove(kind, id)))
     }

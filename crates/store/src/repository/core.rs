@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::repository::backend::{Backend, FileKind};
-use crate::repository::blob::{BlobEntry, Opener};
+use crate::repository::blob::{BlobEntry, Opener, SealedBlob};
 use crate::repository::crypto::Key;
 use crate::repository::id::PackId;
 
@@ -40,16 +40,38 @@ impl Core {
     /// # Errors
     /// [`Error::Damaged`] naming the pack.
     pub fn read_blob(&self, pack: &PackId, entry: &BlobEntry, scratch: &mut Scratch) -> Result<()> {
-        let damaged = |problem: String| Error::damaged("pack", pack, format!("blob {} at {}: {problem}", entry.id, entry.offset));
+        self.read_sealed(pack, entry, scratch)?;
+        self.open_sealed(pack, entry, scratch)
+    }
+
+    /// Reads a blob as it lies in its pack, checked against its id. What is sealed does not say where it lies: it can be moved.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] naming the pack.
+    pub fn read_movable(&self, pack: &PackId, entry: &BlobEntry, scratch: &mut Scratch) -> Result<SealedBlob> {
+        self.read_sealed(pack, entry, scratch)?;
+        let bytes = scratch.sealed.clone();
+        self.open_sealed(pack, entry, scratch)?;
+        Ok(SealedBlob { id: entry.id, kind: entry.kind, bytes, plain_length: entry.plain_length })
+    }
+
+    fn read_sealed(&self, pack: &PackId, entry: &BlobEntry, scratch: &mut Scratch) -> Result<()> {
         if entry.length > super::blob::BLOB_BYTES_MAX {
-            return Err(damaged("it is longer than any blob".to_owned()));
+            return Err(damaged(pack, entry, "it is longer than any blob"));
         }
         scratch.sealed.resize(entry.length as usize, 0);
-        if let Err(error) = self.backend.read_at(FileKind::Pack, pack, u64::from(entry.offset), &mut scratch.sealed) {
-            return Err(damaged(reason(&error)));
-        }
-        scratch.opener.open(&self.key, entry, &mut scratch.sealed, &mut scratch.plain).map_err(damaged)
+        let read = self.backend.read_at(FileKind::Pack, pack, u64::from(entry.offset), &mut scratch.sealed);
+        read.map_err(|error| damaged(pack, entry, &reason(&error)))
     }
+
+    fn open_sealed(&self, pack: &PackId, entry: &BlobEntry, scratch: &mut Scratch) -> Result<()> {
+        let opened = scratch.opener.open(&self.key, entry, &mut scratch.sealed, &mut scratch.plain);
+        opened.map_err(|problem| damaged(pack, entry, &problem))
+    }
+}
+
+fn damaged(pack: &PackId, entry: &BlobEntry, problem: &str) -> Error {
+    Error::damaged("pack", pack, format!("blob {} at {}: {problem}", entry.id, entry.offset))
 }
 
 /// What the operating system said, without the path that the pack's name tells already.

@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::fs::RenameFlags;
@@ -17,6 +18,10 @@ use crate::repository::id::Id;
 /// Begins the names of files that are not published yet; restic does not look into their folder.
 const UPLOAD_PREFIX: &str = "km1tmp-";
 const UPLOAD_FOLDER: &str = "tmp";
+/// File systems whose clients remember what is in a folder for a while: NFS, SMB, CIFS, SMB2, 9P, FUSE.
+const NETWORK_FILE_SYSTEMS: [rustix::fs::FsWord; 6] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x6573_5546];
+/// Longer than they do unless told otherwise (`acdirmax` of NFS: 60 s).
+const NETWORK_LAG: Duration = Duration::from_secs(65);
 const SMALL_FOLDERS: [&str; 5] = ["keys", "snapshots", "index", "locks", UPLOAD_FOLDER];
 
 /// A repository in a local folder.
@@ -76,7 +81,7 @@ impl Folder {
         match kind {
             FileKind::Config => folder,
             FileKind::Pack => folder.join(id.hex().get(..2).unwrap_or_default()).join(id.hex()),
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin => folder.join(id.hex()),
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark => folder.join(id.hex()),
         }
     }
 }
@@ -119,7 +124,9 @@ impl Backend for Folder {
                     list_folder(&folder.join(hex::encode([byte])), &mut found)?;
                 }
             }
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin => list_folder(&folder, &mut found)?,
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark => {
+                list_folder(&folder, &mut found)?;
+            }
         }
         Ok(found)
     }
@@ -175,19 +182,28 @@ impl Backend for Folder {
         waiting.iter().try_for_each(|folder| sync_folder(folder))
     }
 
-    fn remove(&self, kind: FileKind, id: &Id) -> Result<()> {
-        let path = self.path(kind, id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-            Err(_) => Ok(()),
-            Ok(()) => {
-                self.changed(path.parent().unwrap_or(&self.root));
-                Ok(())
-            }
+    fn settle_all(&self, kind: FileKind) -> Result<()> {
+        let folder = self.root.join(kind.folder());
+        if folder.is_dir() {
+            self.changed(&folder);
         }
+        self.settle(kind)
     }
 
-    fn sweep(&self) -> Result<()> {
+    fn lag(&self) -> Duration {
+        let kind = rustix::fs::statfs(&self.root).map(|facts| facts.f_type);
+        if kind.is_ok_and(|kind| NETWORK_FILE_SYSTEMS.contains(&kind)) { NETWORK_LAG } else { Duration::ZERO }
+    }
+
+    fn remove(&self, kind: FileKind, id: &Id) -> Result<()> {
+        let path = self.path(kind, id);
+        if remove(&path)? {
+            self.changed(path.parent().unwrap_or(&self.root));
+        }
+        Ok(())
+    }
+
+    fn sweep(&self, before: Option<Timestamp>) -> Result<()> {
         let folder = self.root.join(UPLOAD_FOLDER);
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -195,11 +211,29 @@ impl Backend for Folder {
         };
         for entry in entries {
             let entry = entry.map_err(|error| Error::io("look into", &folder, error))?;
-            if entry.file_name().to_string_lossy().starts_with(UPLOAD_PREFIX) {
-                fs::remove_file(entry.path()).map_err(|error| Error::io("remove", entry.path(), error))?;
+            if entry.file_name().to_string_lossy().starts_with(UPLOAD_PREFIX) && is_older(&entry.path(), before)? {
+                remove(&entry.path())?;
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a file; says whether it was there.
+fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        other => other.map(|()| true).map_err(|error| Error::io("remove", path, error)),
+    }
+}
+
+/// Whether a file was written before a time, if one is given.
+fn is_older(path: &Path, before: Option<Timestamp>) -> Result<bool> {
+    let Some(before) = before else { return Ok(true) };
+    match fs::metadata(path).and_then(|facts| facts.modified()) {
+        Ok(time) => Ok(Timestamp::try_from(time).is_ok_and(|time| time < before)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("look at", path, error)),
     }
 }
 

@@ -11,9 +11,17 @@ use crate::repository::id::{BlobKind, Id, PackId};
 use crate::repository::pack::PublishedPack;
 
 /// An index file as JSON has it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct IndexFile {
+    #[serde(default, deserialize_with = "null_is_empty")]
     packs: Vec<IndexPack>,
+    /// Packs that rustic is about to remove, as it wrote them.
+    #[serde(default, deserialize_with = "null_is_empty", skip_serializing_if = "Vec::is_empty")]
+    packs_to_delete: Vec<serde_json::Value>,
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,7 +51,44 @@ impl IndexFile {
     /// The index of these packs.
     #[must_use]
     pub fn of(packs: &[PublishedPack]) -> Self {
-        Self { packs: packs.iter().map(|pack| IndexPack { id: pack.id, blobs: pack.blobs.iter().map(to_json).collect() }).collect() }
+        let to_json = |pack: &PublishedPack| IndexPack { id: pack.id, blobs: pack.blobs.iter().map(to_json).collect() };
+        Self { packs: packs.iter().map(to_json).collect(), packs_to_delete: Vec::new() }
+    }
+
+    /// Reads one as a whole.
+    ///
+    /// # Errors
+    /// When it is no index.
+    pub fn read(content: impl Read) -> Result<Self, serde_json::Error> {
+        serde_json::from_reader(BufReader::with_capacity(1 << 16, content))
+    }
+
+    /// Takes in what another says, except of some packs.
+    pub fn extend(&mut self, other: Self, mut without: impl FnMut(&PackId) -> bool) {
+        self.packs.extend(other.packs.into_iter().filter(|pack| !without(&pack.id)));
+        self.packs_to_delete.extend(other.packs_to_delete);
+    }
+
+    /// Its packs.
+    pub fn packs(&self) -> impl Iterator<Item = PublishedPack> {
+        self.packs.iter().map(|pack| PublishedPack { id: pack.id, blobs: pack.blobs.iter().map(from_json).collect() })
+    }
+
+    /// The packs that rustic is about to remove.
+    pub fn packs_to_delete(&self) -> impl Iterator<Item = PackId> {
+        self.packs_to_delete.iter().filter_map(|pack| Id::parse(pack.get("id")?.as_str()?))
+    }
+
+    /// Number of blobs.
+    #[must_use]
+    pub fn blobs(&self) -> usize {
+        self.packs.iter().map(|pack| pack.blobs.len()).sum()
+    }
+
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty() && self.packs_to_delete.is_empty()
     }
 }
 

@@ -17,7 +17,9 @@ pub mod index;
 pub mod index_file;
 pub mod layout;
 pub mod lock;
+pub mod mark;
 pub mod pack;
+pub mod prune;
 pub mod read;
 pub mod removal;
 pub mod rustic;
@@ -41,7 +43,7 @@ use crate::repository::core::{Core, Scratch};
 use crate::repository::folder::Folder;
 use crate::repository::id::{BlobKind, Id, TreeId};
 use crate::repository::index::Index;
-use crate::repository::lock::{Environment, Lease};
+use crate::repository::lock::{Environment, Lease, Purpose};
 use crate::repository::tree::Node;
 
 /// How to open a repository, besides its place and password.
@@ -64,8 +66,15 @@ pub struct Repository {
     cache: PathBuf,
     environment: Environment,
     workers: usize,
-    /// The lease that running work shares.
-    lease: Mutex<Weak<Lease>>,
+    /// The leases that running work shares.
+    leases: Mutex<Leases>,
+}
+
+/// The leases of those who write and of those who only read.
+#[derive(Default)]
+struct Leases {
+    writing: Weak<Lease>,
+    reading: Weak<Lease>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -119,7 +128,7 @@ impl Repository {
             cache,
             environment,
             workers: workers.max(1),
-            lease: Mutex::default(),
+            leases: Mutex::default(),
         })
     }
 
@@ -140,19 +149,24 @@ impl Repository {
         }
     }
 
-    /// A lease that keeps others from pruning; work that goes on at the same time shares one.
+    /// A lease that keeps others from pruning; work that goes on at the same time shares one. Who reads beside a backup shares the backup's:
+    /// another one would keep a prune waiting that the backup knows of.
     fn lease(&self, writing: bool) -> Result<Arc<Lease>> {
-        let mut shared = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lease) = shared.upgrade() {
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = leases.writing.upgrade().or_else(|| if writing { None } else { leases.reading.upgrade() });
+        if let Some(lease) = shared {
             return Ok(lease);
         }
-        let lease = Arc::new(Lease::take(&self.core, &self.environment, false)?);
+        let purpose = if writing { Purpose::Write } else { Purpose::Read };
+        let lease = Arc::new(Lease::take(&self.core, &self.environment, purpose)?);
         // Nobody in this process writes before there is a lease, and nobody else does if we are alone.
         if writing && lease.alone {
-            self.core.backend.sweep()?;
+            self.core.backend.sweep(None)?;
         }
-        *shared = Arc::downgrade(&lease);
-        // Between opening and now someone may have pruned, or written.
+        let slot = if writing { &mut leases.writing } else { &mut leases.reading };
+        *slot = Arc::downgrade(&lease);
+        // Between opening and now someone may have pruned, or written. After the lease was taken and marks were read: what the index has
+        // now and no mark names stays.
         self.index.refresh()?;
         Ok(lease)
     }
@@ -163,8 +177,15 @@ impl Repository {
         tree::decode(id, &scratch.plain)
     }
 
-    /// Reads a blob into `scratch.plain`, from whichever place has it undamaged.
+    /// Reads a blob into `scratch.plain`, from whichever place has it undamaged. It may have been moved after the index was read.
     fn load_blob(&self, id: &Id, kind: BlobKind, scratch: &mut Scratch) -> Result<()> {
+        self.load_known_blob(id, kind, scratch).or_else(|failure| {
+            let is_moved = self.index.refresh().is_ok() && self.load_known_blob(id, kind, scratch).is_ok();
+            if is_moved { Ok(()) } else { Err(failure) }
+        })
+    }
+
+    fn load_known_blob(&self, id: &Id, kind: BlobKind, scratch: &mut Scratch) -> Result<()> {
         let mut failure = Error::Missing { kind: noun(kind), id: id.hex() };
         for place in self.index.find(id, kind)? {
             match self.core.read_blob(&place.pack, &place.entry, scratch) {
@@ -182,9 +203,13 @@ impl Repository {
     /// # Errors
     /// When it cannot be written.
     pub fn write_index(&self, packs: &[pack::PublishedPack]) -> Result<Id> {
-        let file = index_file::IndexFile::of(packs);
-        let id = sealed_file::write(&*self.core.backend, &self.core.key, backend::FileKind::Index, &file)?;
-        self.index.add(id, packs)?;
+        self.write_index_file(&index_file::IndexFile::of(packs), &|| Ok(()))
+    }
+
+    /// The same of a whole index file, if a condition holds.
+    fn write_index_file(&self, file: &index_file::IndexFile, condition: &dyn Fn() -> Result<()>) -> Result<Id> {
+        let id = sealed_file::write_if(&*self.core.backend, &self.core.key, backend::FileKind::Index, file, condition)?;
+        self.index.add(id, &file.packs().collect::<Vec<_>>())?;
         Ok(id)
     }
 
@@ -235,8 +260,8 @@ impl Store for Repository {
         Ok(self.pin_backup(id, pinned)?)
     }
 
-    fn prune(&self, _request: &PruneRequest, _monitor: &dyn Monitor) -> seam::Result<Pruned> {
-        Ok(Pruned::default())
+    fn prune(&self, request: &PruneRequest, monitor: &dyn Monitor) -> seam::Result<Pruned> {
+        Ok(self.prune_packs(request, monitor)?)
     }
 
     fn verify(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> seam::Result<Verification> {

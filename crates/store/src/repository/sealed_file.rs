@@ -22,10 +22,24 @@ const CONTENT_BYTES_MAX: u64 = 1 << 30;
 /// # Errors
 /// When it cannot be written.
 pub fn write(backend: &dyn Backend, key: &Key, kind: FileKind, value: &impl Serialize) -> Result<Id> {
+    write_if(backend, key, kind, value, &|| Ok(()))
+}
+
+/// The same if a condition holds, see [`Backend::write_if`].
+///
+/// # Errors
+/// When it cannot be written, and what the condition says.
+pub fn write_if(
+    backend: &dyn Backend,
+    key: &Key,
+    kind: FileKind,
+    value: &impl Serialize,
+    condition: &dyn Fn() -> Result<()>,
+) -> Result<Id> {
     let json = serde_json::to_vec(value).map_err(|error| Error::internal("write JSON", error))?;
     let sealed = seal(key, &json)?;
     let id = Id::of(&sealed);
-    backend.write(kind, &id, &sealed)?;
+    backend.write_if(kind, &id, &sealed, condition)?;
     Ok(id)
 }
 

@@ -2,6 +2,8 @@
 #![expect(dead_code, reason = "every test file uses its own part")]
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a failed assumption is a failed test; lengths are small")]
 
+pub mod failing;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};

@@ -5,8 +5,9 @@
 //! written, the same is kept in memory: the price is to read the whole index each time, and 48 bytes of memory for each blob.
 
 mod build;
-mod record;
-mod run;
+pub mod record;
+pub mod run;
+pub mod set;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -263,6 +264,33 @@ impl Index {
             self.load_runs()?.iter().for_each(|run| discard(run));
             if self.refresh_from(Vec::new())? { Ok(()) } else { self.refresh_held() }
         })
+    }
+
+    /// One run that stands for all, in which all places of a blob lie side by side.
+    ///
+    /// # Errors
+    /// When the cache is damaged and cannot be rebuilt.
+    pub fn whole(&self) -> Result<Arc<Run>> {
+        match self.or_in_memory(|| self.merge_all()) {
+            Err(Error::Damaged { kind: INDEX_CACHE, .. }) => {
+                self.rebuild()?;
+                self.or_in_memory(|| self.merge_all())
+            }
+            other => other,
+        }
+    }
+
+    fn merge_all(&self) -> Result<Arc<Run>> {
+        let _update = self.hold()?;
+        let runs = self.view().runs;
+        if let [run] = runs.as_slice() {
+            return Ok(Arc::clone(run));
+        }
+        let sources: Vec<&Run> = runs.iter().map(|run| &**run).collect();
+        let whole = Arc::new(merge(&self.shelf(), &sources)?);
+        *self.runs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(vec![Arc::clone(&whole)]);
+        runs.iter().for_each(|run| discard(run));
+        Ok(whole)
     }
 
     /// The runs as they are now.

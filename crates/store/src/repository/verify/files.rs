@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::repository::backend::FileKind;
 use crate::repository::id::Id;
-use crate::repository::lock::LockFile;
+use crate::repository::lock::file::LockFile;
 use crate::repository::verify::damages::{Damages, problem_of};
 use crate::repository::{Repository, index_file, rustic, sealed_file};
 

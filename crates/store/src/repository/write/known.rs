@@ -31,17 +31,17 @@ pub struct Known {
     claimed: Mutex<HashSet<(BlobKind, Id)>>,
     /// What is known of packs; an index may name packs that are gone.
     packs: Mutex<HashMap<PackId, Pack>>,
-    /// Packs that cannot be read: as good as gone.
-    damaged: BTreeSet<PackId>,
+    /// Packs that cannot be read, or are about to go: as good as gone.
+    unusable: BTreeSet<PackId>,
     /// What the backup needs of what is there.
     needs: Mutex<Needs>,
 }
 
 impl Known {
-    /// Knows what the index knows, except what is in damaged packs.
+    /// Knows what the index knows, except what is in these packs.
     #[must_use]
-    pub fn new(core: Arc<Core>, index: Arc<Index>, damaged: BTreeSet<PackId>) -> Self {
-        Self { core, index, claimed: Mutex::default(), packs: Mutex::default(), damaged, needs: Mutex::default() }
+    pub fn new(core: Arc<Core>, index: Arc<Index>, unusable: BTreeSet<PackId>) -> Self {
+        Self { core, index, claimed: Mutex::default(), packs: Mutex::default(), unusable, needs: Mutex::default() }
     }
 
     /// Whether the caller must store this blob; whoever asks after it need not.
@@ -71,7 +71,7 @@ impl Known {
         match self.find(kind, id)? {
             (true, _) => Ok(()),
             (false, Some(place)) => {
-                Err(Error::damaged("pack", place.pack, format!("it is gone, cut or damaged and had {} {id}", noun(kind))))
+                Err(Error::damaged("pack", place.pack, format!("it is gone, about to go, cut or damaged and had {} {id}", noun(kind))))
             }
             (false, None) => Err(Error::Missing { kind: noun(kind), id: id.hex() }),
         }
@@ -125,7 +125,7 @@ impl Known {
         let known = self.packs.lock().unwrap_or_else(PoisonError::into_inner).get(pack).copied();
         let found = match known {
             Some(known) => known,
-            None if self.damaged.contains(pack) => Pack::Useless,
+            None if self.unusable.contains(pack) => Pack::Useless,
             None => self.core.backend.size(FileKind::Pack, pack)?.map_or(Pack::Useless, Pack::There),
         };
         let (has, now) = match found {

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::repository::Repository;
 use crate::repository::backend::FileKind;
 use crate::repository::blob::Sealer;
-use crate::repository::core::Scratch;
+use crate::repository::core::{Core, Scratch};
 use crate::repository::damaged_packs;
 use crate::repository::disk_table::Trees;
 use crate::repository::id::{BlobKind, ChunkId, TreeId};
@@ -47,16 +47,18 @@ pub struct BackupWriter<'a> {
     /// The disks that are complete.
     disks: Mutex<Vec<Node>>,
     /// The lease ends after everything else.
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
 }
 
 impl<'a> BackupWriter<'a> {
     pub(crate) fn new(repository: &'a Repository, lease: Arc<Lease>, vm: &VmId, time: Timestamp) -> Result<Self> {
         let core = Arc::clone(&repository.core);
-        let known = Known::new(Arc::clone(&core), Arc::clone(&repository.index), damaged_packs::load(&repository.cache));
-        let pipeline = Pipeline::start(core, known, repository.workers)?;
+        let mut unusable = damaged_packs::load(&repository.cache);
+        unusable.extend(&lease.marked);
+        let known = Known::new(Arc::clone(&core), Arc::clone(&repository.index), unusable);
+        let pipeline = Pipeline::start(core, known, Arc::clone(&lease), repository.workers)?;
         let tools = Mutex::new((Sealer::new()?, Scratch::new()?));
-        Ok(Self { repository, vm: vm.clone(), time, pipeline, tools, disks: Mutex::default(), _lease: lease })
+        Ok(Self { repository, vm: vm.clone(), time, pipeline, tools, disks: Mutex::default(), lease })
     }
 
     fn open_disk(&self, content: &DiskContent) -> Result<DiskWriter<'_>> {
@@ -93,10 +95,11 @@ impl<'a> BackupWriter<'a> {
         let root = self.store(&[Node::dir(self.vm.as_str(), vm_tree)])?;
         let snapshot = self.snapshot(root, manifest);
         // Everything the snapshot needs is durable and indexed before the snapshot is.
-        let Self { repository, pipeline, vm, .. } = self;
+        let Self { repository, pipeline, vm, lease, .. } = self;
         let shared = Arc::clone(&pipeline.shared);
         pipeline.finish()?;
-        let id = sealed_file::write(&*repository.core.backend, &repository.core.key, FileKind::Snapshot, &snapshot)?;
+        let Core { backend, key } = &*repository.core;
+        let id = sealed_file::write_if(&**backend, key, FileKind::Snapshot, &snapshot, &|| lease.check())?;
         let id = BackupId::new(id.hex());
         remember(repository, &vm, &id, shared.known.needs(), manifest.checkpoint.is_some());
         Ok(id)

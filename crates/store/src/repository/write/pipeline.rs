@@ -14,6 +14,7 @@ use crate::repository::blob::{SealedBlob, Sealer};
 use crate::repository::core::Core;
 use crate::repository::id::{BlobKind, ChunkId, Id};
 use crate::repository::index_file::IndexFile;
+use crate::repository::lock::Lease;
 use crate::repository::pack::{FullPack, OpenPack, PublishedPack};
 use crate::repository::sealed_file;
 use crate::repository::write::known::Known;
@@ -59,6 +60,8 @@ pub struct Shared {
     pub known: Known,
     /// Set once anything failed.
     pub poison: Poison,
+    /// While it holds, what was stored is not taken for garbage.
+    pub lease: Arc<Lease>,
 }
 
 impl Shared {
@@ -120,8 +123,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(core: Arc<Core>, known: Known, workers: usize) -> Result<Self> {
-        let shared = Arc::new(Shared { known, core, poison: Poison::default() });
+    pub fn start(core: Arc<Core>, known: Known, lease: Arc<Lease>, workers: usize) -> Result<Self> {
+        let shared = Arc::new(Shared { known, core, poison: Poison::default(), lease });
         let (jobs, jobs_in) = bounded(workers.saturating_mul(2));
         let (packer, packer_in) = bounded(workers.saturating_mul(2));
         let (publisher, publisher_in) = bounded(1);
@@ -274,6 +277,8 @@ fn publish(shared: &Shared, packs: &Receiver<FullPack>) -> Result<()> {
 
 fn index(shared: &Shared, packs: &[PublishedPack]) -> Result<()> {
     shared.core.backend.settle(FileKind::Pack)?;
-    let file = sealed_file::write(&*shared.core.backend, &shared.core.key, FileKind::Index, &IndexFile::of(packs))?;
+    // Whoever was taken for dead must not name packs that were removed as a dead one's.
+    let alive = || shared.lease.check();
+    let file = sealed_file::write_if(&*shared.core.backend, &shared.core.key, FileKind::Index, &IndexFile::of(packs), &alive)?;
     shared.known.indexed(file, packs)
 }
