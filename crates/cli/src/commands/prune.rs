@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use jiff::SignedDuration;
 use keepmark_model::Failure;
-use keepmark_model::seam::{Monitor, PruneRequest, Pruned, Store};
+use keepmark_model::seam::{Monitor, PruneRequest, Pruned};
 use serde_json::json;
 
 use crate::context::Context;
