@@ -12,11 +12,14 @@ TITLES = {
     "inc-0": "Incremental, nothing changed",
     "fixed": "Fixed cost: an incremental of one 64 KiB cluster",
     "restore": "Restore of the newest backup to a raw file",
+    "revert": "Revert in place, 1 % changed, without a backup before it",
+    "revert-safe": "Revert in place, 1 % changed, with the backup before it",
     "resync": "Resync after a kill of QEMU: everything is read and compared",
 }
 REFERENCE = {"full": "nbdcopy", "inc-1": "virtnbdbackup", "inc-5": "virtnbdbackup", "inc-0": "virtnbdbackup",
              "fixed": "virtnbdbackup", "restore": "nbdcopy", "resync": "nbdcopy-null"}
 INCREMENTAL = {"inc-1": 0.01, "inc-5": 0.05, "inc-0": 0.0, "fixed": None}
+REVERT = {"revert": False, "revert-safe": True}
 
 
 class Bench:
@@ -46,6 +49,8 @@ class Bench:
         for case in self.options.cases:
             if case in INCREMENTAL:
                 self._incremental(case)
+            elif case in REVERT:
+                self._revert(case)
             else:
                 self._whole(case)
 
@@ -71,8 +76,17 @@ class Bench:
                 self._measure(case, tool, number, lambda tool=tool: changed(tool, changes))
             changes.remove()
 
+    def _revert(self, case):
+        """Each run changes every program's disk in a new way, and takes it back."""
+        for number in range(self.options.runs):
+            changes = self._changes(case, number)
+            self.results.dirtied(case, changes.length)
+            for tool in self._taking_part("revert"):
+                self._measure(case, tool, number, lambda tool=tool, first=not number: reverted(tool, changes, REVERT[case], first))
+            changes.remove()
+
     def _changes(self, case, number):
-        share = INCREMENTAL[case]
+        share = INCREMENTAL.get(case, 0.01)
         length = dirty.CLUSTER if share is None else int(self.options.disk_bytes * share)
         return dirty.make(self.folder / f"dirty-{case}-{number}", f"{case} {number}", length, self.options.disk_bytes, self.data)
 
@@ -108,3 +122,11 @@ def changed(tool, changes):
     tool.write(changes)
     sync(tool.folder)
     return tool.incremental(changes)
+
+
+def reverted(tool, changes, safe, verify):
+    """A revert after these changes, as above."""
+    tool.ensure_base()
+    tool.write(changes)
+    sync(tool.folder)
+    return tool.revert(changes, safe, verify)

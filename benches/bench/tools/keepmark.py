@@ -1,6 +1,7 @@
 """keepmark on a running QEMU without a guest."""
 
 import json
+import os
 import shutil
 
 from ..meter import measure, warm
@@ -75,6 +76,26 @@ class Keepmark(Tool):
         if verify:
             self._compare(next(out.glob("*.raw")))
         shutil.rmtree(out)
+        return cost
+
+    def revert(self, dirty, safe=False, verify=False):
+        """Measures going back to the last backup; fails if it wrote much more than what was changed."""
+        warm(self.vm.image)
+        cost = measure(
+            [*self._keepmark(), "--store", self._store, "--json", "-q", "revert", f"qmp:{self.vm.socket}", self.told["backup"],
+             *([] if safe else ["--no-safety-backup"])],
+            self.folder, [self.vm.pid], self._environment, written=self._store,
+        )
+        disks = finished(cost.output)["disks"]
+        wrote = sum(disk["written_bytes"] + disk["zeroed_bytes"] for disk in disks)
+        if wrote > dirty.length * 1.1:
+            raise Failed(f"keepmark wrote {wrote} bytes to take back {dirty.length}")
+        if verify:
+            out = self.empty("restored")
+            environment = {**os.environ, **self._environment}
+            run([*self._keepmark(), "--store", self._store, "-q", "restore", self.told["backup"], "--to", out], env=environment)
+            self._compare(next(out.glob("*.raw")))
+            shutil.rmtree(out)
         return cost
 
     def _compare(self, restored):

@@ -4,12 +4,13 @@ import shutil
 
 
 class Tool:
-    """A program. What it cannot do stays None: `full`, `incremental(dirty)`, `restore`, each giving a Cost."""
+    """A program. What it cannot do stays None: `full`, `incremental(dirty)`, `restore`, `revert(dirty, ...)`, each giving a Cost."""
 
     name = ""
     full = None
     incremental = None
     restore = None
+    revert = None
     resync = None
     has_base = False
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, prune, restore, show, status, verify,
-    watchdog,
+    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, prune, restore, revert, show, status,
+    verify, watchdog,
 };
 
 const EXAMPLES: &str = "\
@@ -88,6 +88,8 @@ pub enum Command {
     Show(show::ShowArguments),
     /// Get disks of a backup back, or the whole VM
     Restore(restore::RestoreArguments),
+    /// Take a VM's own disks back to a backup, in place
+    Revert(revert::RevertArguments),
     /// Check that backups are whole
     Verify(verify::VerifyArguments),
     /// Make a backup need no other one (a synthetic full)

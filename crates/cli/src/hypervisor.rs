@@ -17,6 +17,14 @@ pub fn open(context: &Context, arguments: &VmArguments) -> Result<Box<dyn Hyperv
     open_as(context, &arguments.vm, &arguments.identity)
 }
 
+/// Opens the VM of a subcommand's arguments even if an earlier revert left it half written.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_half_reverted(context: &Context, arguments: &VmArguments) -> Result<Box<dyn Hypervisor>, Failure> {
+    open_any(context, &arguments.vm, &arguments.identity, true)
+}
+
 /// Opens a VM that is whose it says itself.
 ///
 /// # Errors
@@ -30,19 +38,23 @@ pub fn open_place(context: &Context, place: &VmPlace) -> Result<Box<dyn Hypervis
 /// # Errors
 /// As [`open`].
 pub fn open_as(context: &Context, place: &VmPlace, identity: &IdentityArguments) -> Result<Box<dyn Hypervisor>, Failure> {
+    open_any(context, place, identity, false)
+}
+
+fn open_any(context: &Context, place: &VmPlace, identity: &IdentityArguments, half_reverted: bool) -> Result<Box<dyn Hypervisor>, Failure> {
     let IdentityArguments { name, uuid } = identity.clone();
     match place {
         VmPlace::Qmp(socket) => {
             let defaults = LiveOptions::new(socket, context.scratch_dir(), context.run_dir());
-            let options = LiveOptions { name, uuid, watchdog: Some(watchdog()?), ..defaults };
+            let options = LiveOptions { name, uuid, watchdog: Some(watchdog()?), half_reverted, ..defaults };
             Ok(Box::new(Live::connect(options)?))
         }
         VmPlace::Images(images) => {
             let name = name.or_else(|| stem_of_first(images));
-            let options = OfflineOptions { name, uuid, ..OfflineOptions::new(images.clone(), context.run_dir()) };
+            let options = OfflineOptions { name, uuid, half_reverted, ..OfflineOptions::new(images.clone(), context.run_dir()) };
             Ok(Box::new(Offline::open(options)?))
         }
-        VmPlace::Libvirt(domain) => open_domain(context, domain, name, uuid),
+        VmPlace::Libvirt(domain) => open_domain(context, domain, IdentityArguments { name, uuid }, half_reverted),
     }
 }
 
@@ -120,16 +132,17 @@ fn domain_options(context: &Context, domain: &str) -> keepmark_libvirt::Options 
 }
 
 #[cfg(feature = "libvirt")]
-fn open_domain(context: &Context, domain: &str, name: Option<String>, uuid: Option<String>) -> Result<Box<dyn Hypervisor>, Failure> {
+fn open_domain(context: &Context, domain: &str, identity: IdentityArguments, half_reverted: bool) -> Result<Box<dyn Hypervisor>, Failure> {
+    let IdentityArguments { name, uuid } = identity;
     let defaults = domain_options(context, domain);
     let watchdog = Some(watchdog()?);
     let hide_checkpoints = context.config.hide_libvirt_checkpoints.unwrap_or(false);
     let user = crate::context::libvirt_folders();
-    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { watchdog, name, uuid, hide_checkpoints, user, ..defaults })?)
+    Ok(keepmark_libvirt::open(keepmark_libvirt::Options { watchdog, name, uuid, hide_checkpoints, user, half_reverted, ..defaults })?)
 }
 
 #[cfg(not(feature = "libvirt"))]
-fn open_domain(_: &Context, domain: &str, _: Option<String>, _: Option<String>) -> Result<Box<dyn Hypervisor>, Failure> {
+fn open_domain(_: &Context, domain: &str, _: IdentityArguments, _: bool) -> Result<Box<dyn Hypervisor>, Failure> {
     #[derive(Debug, thiserror::Error)]
     #[error("{domain:?} is a domain of libvirt's, and this keepmark was built without libvirt")]
     struct WithoutLibvirt {

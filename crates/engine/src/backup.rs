@@ -201,7 +201,7 @@ impl Run<'_> {
             last: self.last_window(&disk),
             cluster: self.cluster_size(&disk),
             wish: self.job.audit,
-            seed: self.seed(),
+            seed: self.world.seed(),
         });
         work(&disk, chunk, audit.as_ref())
     }
@@ -210,10 +210,6 @@ impl Run<'_> {
     fn last_window(&self, disk: &DiskPlan) -> Option<Extent> {
         let then = self.outlook.sequence.iter().rev().filter_map(|backup| backup.manifest.disk(&disk.name));
         then.filter_map(|then| then.audit.as_ref()).map(|audit| audit.allocation_checked).next()
-    }
-
-    fn seed(&self) -> u64 {
-        u64::from((self.world.random)()) << 32 | u64::from((self.world.random)())
     }
 
     fn cluster_size(&self, disk: &DiskPlan) -> u64 {
@@ -316,6 +312,6 @@ impl Run<'_> {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,7 +8,7 @@ use keepmark_model::seam::{BackupWriter, DiskContent, DiskWriter, FrozenDisk, Mo
 use keepmark_model::{BackupId, ChunkSize, Extent, Extents, Size};
 
 use crate::audit::{Audit, Audited, audit};
-use crate::error::Error;
+use crate::error::{Error, is_damage};
 use crate::report::in_one_line;
 
 /// One disk's backup, before it is written into the manifest.
@@ -122,9 +122,7 @@ struct BaseUnusable(#[source] keepmark_model::Failure);
 /// Damage in the store; of all that a backup reads there, only the base can have it. It may show late, since trees are read when
 /// they are needed.
 fn is_base_unusable(failure: &keepmark_model::Failure) -> bool {
-    use keepmark_store::Error::{Damaged, Missing};
-    failure.is::<BaseUnusable>()
-        || failure.get::<keepmark_store::Error>().is_some_and(|error| matches!(error, Damaged { .. } | Missing { .. }))
+    failure.is::<BaseUnusable>() || is_damage(failure)
 }
 
 fn scope(

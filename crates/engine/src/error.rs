@@ -57,6 +57,31 @@ pub enum Error {
         /// One after the last byte.
         end: u64,
     },
+    /// A backup gave not all of what was to be compared.
+    #[error("disk {disk}: the backup gave {compared} of {wanted} bytes")]
+    NotAll {
+        /// Which disk.
+        disk: String,
+        /// Bytes that came.
+        compared: u64,
+        /// Bytes that were wanted.
+        wanted: u64,
+    },
+    /// The thread that writes a disk is gone.
+    #[error("disk {disk}: writing ended")]
+    WriterEnded {
+        /// Which disk.
+        disk: String,
+    },
+    /// Disks cannot be reverted under a guest.
+    #[error("the guest runs: its disks cannot be reverted under its feet")]
+    GuestRuns,
+    /// Disks cannot be reverted under a guest, and it cannot be asked to power down.
+    #[error("the guest is in the middle of its work ({why}): its disks cannot be reverted under its feet")]
+    GuestHeld {
+        /// How, in words.
+        why: String,
+    },
     /// The disk's size at the frozen moment differs from the plan's.
     #[error("disk {disk} changed its size from {planned} to {frozen} bytes while the backup began")]
     SizeChanged {
@@ -73,8 +98,15 @@ impl Error {
     fn class(&self) -> FailureClass {
         match self {
             Self::Interrupted => FailureClass::Interrupted,
-            Self::UnknownDisk { .. } | Self::Target { .. } | Self::NoCheckpoint => FailureClass::Usage,
-            Self::TargetExists { .. } | Self::Io { .. } | Self::UnexpectedRead { .. } | Self::SizeChanged { .. } => FailureClass::Failed,
+            Self::UnknownDisk { .. } | Self::Target { .. } | Self::NoCheckpoint | Self::GuestRuns | Self::GuestHeld { .. } => {
+                FailureClass::Usage
+            }
+            Self::NotAll { .. }
+            | Self::WriterEnded { .. }
+            | Self::TargetExists { .. }
+            | Self::Io { .. }
+            | Self::UnexpectedRead { .. }
+            | Self::SizeChanged { .. } => FailureClass::Failed,
         }
     }
 
@@ -83,7 +115,15 @@ impl Error {
             Self::TargetExists { .. } => Some("choose another place, or overwrite it with --force"),
             Self::SizeChanged { .. } => Some("run the backup again"),
             Self::NoCheckpoint => Some("convert an image to qcow2 (compat=1.1); 'keepmark doctor VM' tells of each disk"),
-            Self::Interrupted | Self::Target { .. } | Self::Io { .. } | Self::UnknownDisk { .. } | Self::UnexpectedRead { .. } => None,
+            Self::GuestRuns => Some("--shutdown powers it down, reverts, and starts it again"),
+            Self::GuestHeld { .. } => Some("let it go on and shut it down first, or discard what it was in the middle of"),
+            Self::NotAll { .. }
+            | Self::WriterEnded { .. }
+            | Self::Interrupted
+            | Self::Target { .. }
+            | Self::Io { .. }
+            | Self::UnknownDisk { .. }
+            | Self::UnexpectedRead { .. } => None,
         }
     }
 }
@@ -97,4 +137,10 @@ impl From<Error> for Failure {
             None => failure,
         }
     }
+}
+
+/// Whether something in the store is damaged or missing.
+pub(crate) fn is_damage(failure: &Failure) -> bool {
+    use keepmark_store::Error::{Damaged, Missing};
+    failure.get::<keepmark_store::Error>().is_some_and(|error| matches!(error, Damaged { .. } | Missing { .. }))
 }

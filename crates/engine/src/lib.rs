@@ -1,4 +1,4 @@
-//! Backup, restore and verify: the only crate that knows both a hypervisor and a store.
+//! Backup, restore, revert and verify: the only crate that knows both a hypervisor and a store.
 //!
 //! Read [`backup`] first; [`capture`] is its inner loop.
 
@@ -10,8 +10,9 @@ mod error;
 pub mod push;
 pub mod report;
 pub mod restore;
+pub mod revert;
 pub mod surroundings;
 
 pub use error::Error;
-pub use report::{BackupReport, DiskReport};
+pub use report::{BackupReport, DiskReport, RevertReport, RevertedDisk};
 pub use surroundings::Surroundings;

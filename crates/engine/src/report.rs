@@ -1,7 +1,8 @@
 //! What a finished job tells; the command line turns it into its documented JSON.
 
+use jiff::Timestamp;
 use keepmark_model::manifest::{Manifest, ManifestDisk};
-use keepmark_model::{BackupId, Failure};
+use keepmark_model::{BackupId, DiskName, Failure};
 use serde::Serialize;
 
 /// A finished backup, in the shape of the documented `finished` event.
@@ -85,6 +86,46 @@ impl From<&ManifestDisk> for DiskReport {
             audited_bytes: disk.audited_bytes,
         }
     }
+}
+
+/// A revert, finished or planned, in the shape of the documented events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RevertReport {
+    /// `finished` or `plan`.
+    pub event: &'static str,
+    /// The VM's name.
+    pub vm: String,
+    /// The backup to which it went back.
+    pub backup: BackupId,
+    /// Its moment.
+    pub time: Timestamp,
+    /// The backup that was made just before.
+    pub safety_backup: Option<BackupId>,
+    /// Whether it finished an earlier revert.
+    pub resumed: bool,
+    /// The disks that went back.
+    pub disks: Vec<RevertedDisk>,
+    /// Disks of the VM that stayed.
+    pub kept: Vec<DiskName>,
+    /// From start to end.
+    pub duration_ms: u64,
+}
+
+/// One disk of a revert.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RevertedDisk {
+    /// How it is called.
+    pub name: String,
+    /// Bytes the guest sees.
+    pub size: u64,
+    /// What was compared and why, in words.
+    pub reason: String,
+    /// Bytes compared.
+    pub compared_bytes: u64,
+    /// Bytes that differed and were written.
+    pub written_bytes: u64,
+    /// Bytes that differed and were zeroed.
+    pub zeroed_bytes: u64,
 }
 
 /// A failure and its causes on one line, for findings.

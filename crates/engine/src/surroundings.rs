@@ -20,4 +20,9 @@ impl Surroundings<'_> {
     pub(crate) fn run(&self) -> String {
         format!("{:08x}", (self.random)())
     }
+
+    /// What a sample is drawn by, new at every call.
+    pub(crate) fn seed(&self) -> u64 {
+        u64::from((self.random)()) << 32 | u64::from((self.random)())
+    }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong with a domain, and what each of it means to the caller of the program.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use keepmark_model::{Failure, FailureClass};
 
@@ -163,6 +164,35 @@ pub enum Error {
         /// How long was waited.
         seconds: u64,
     },
+    /// A domain that would be gone when it is off.
+    #[error("domain {domain} is transient: it would be gone when it is shut down")]
+    Transient {
+        /// Which.
+        domain: String,
+    },
+    /// The guest goes on running.
+    #[error("the guest of domain {domain} did not power down within {} s and goes on running", waited.as_secs())]
+    NotDown {
+        /// Which.
+        domain: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The user did not want to wait any longer.
+    #[error("interrupted while the guest was powering down; it may still do so")]
+    Interrupted,
+    /// What the domain has when it is off is not what it had.
+    #[error("domain {domain} has other images when it is shut off than while it ran")]
+    OtherImages {
+        /// Which.
+        domain: String,
+    },
+    /// A running guest's disks cannot be written.
+    #[error("domain {domain} runs: its disks cannot be written in place")]
+    Runs {
+        /// Which.
+        domain: String,
+    },
     /// A domain cannot be defined from a backup.
     #[error(transparent)]
     Define(#[from] Problem),
@@ -198,7 +228,8 @@ impl Error {
             Self::Define(problem) => problem.class(),
             Self::Unreachable { .. } | Self::NoDomain { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::Refused { is_lock: true, .. } => FailureClass::Locked,
-            Self::NoDisk { .. } | Self::Identity { .. } | Self::Elsewhere { .. } => FailureClass::Usage,
+            Self::NoDisk { .. } | Self::Identity { .. } | Self::Elsewhere { .. } | Self::Transient { .. } => FailureClass::Usage,
+            Self::Interrupted => FailureClass::Interrupted,
             Self::Refused { .. }
             | Self::Wedged { .. }
             | Self::Xml { .. }
@@ -211,6 +242,9 @@ impl Error {
             | Self::MomentOver { .. }
             | Self::File { .. }
             | Self::NotEnded { .. }
+            | Self::NotDown { .. }
+            | Self::OtherImages { .. }
+            | Self::Runs { .. }
             | Self::Qemu(_) => FailureClass::Failed,
         }
     }
@@ -237,6 +271,14 @@ impl Error {
             Self::Iothread { .. } => "use QEMU 9.0 or newer, or the disk without iothread".into(),
             Self::Changed { .. } => "run the backup again".into(),
             Self::MomentOver { .. } => "somebody ended it, or the domain was stopped; run the backup again".into(),
+            Self::Transient { domain } => {
+                format!("make it lasting first: `virsh dumpxml {domain} >{domain}.xml; virsh define {domain}.xml`")
+            }
+            Self::NotDown { domain, .. } => format!(
+                "shut it down yourself (in the guest, or `virsh shutdown {domain}`) and revert then, or give it longer with \
+                 --shutdown-timeout; it must have a guest agent or obey its power button"
+            ),
+            Self::OtherImages { domain } => format!("its definition differs from how it runs; see `virsh dumpxml --inactive {domain}`"),
             Self::NotEnded { .. } => "the next run of keepmark on this domain ends it".into(),
             _ => return None,
         })

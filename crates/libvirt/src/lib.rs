@@ -11,6 +11,7 @@ mod disks;
 mod error;
 mod folders;
 mod freeze;
+mod halting;
 mod hindrances;
 mod link;
 mod look;
@@ -57,6 +58,8 @@ pub struct Options {
     pub hide_checkpoints: bool,
     /// The user's folders, where a `qemu:///session` keeps the state of TPMs.
     pub user: UserFolders,
+    /// Whether a domain is opened whose images an earlier revert left half written: for the one who finishes it.
+    pub half_reverted: bool,
 }
 
 impl Options {
@@ -73,6 +76,7 @@ impl Options {
             uuid: None,
             hide_checkpoints: false,
             user: UserFolders::default(),
+            half_reverted: false,
         }
     }
 }

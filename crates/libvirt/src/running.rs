@@ -9,6 +9,7 @@ use keepmark_model::manifest::Consistency;
 use keepmark_model::names::TEMPORARY_PREFIX;
 use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest};
 use keepmark_model::trust::recorded;
+use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use keepmark_qemu::exported::{Dirty, Exported};
 use keepmark_qemu::qmp::Peer;
@@ -26,7 +27,7 @@ use crate::point::{Point, end_backup};
 use crate::shut_off::ShutOff;
 use crate::xml::backup::{self, BackupDisk, Export};
 use crate::xml::{DomainXml, checkpoint};
-use crate::{Options, checkpoints, disks, monitor, saved, watchdog};
+use crate::{Options, checkpoints, disks, halting, monitor, saved, watchdog};
 
 // Until then QEMU aborts, and the guest with it, when an NBD client leaves an export whose disk is in an iothread.
 const IOTHREADS_SAFE: Version = Version { major: 9, minor: 0, micro: 0 };
@@ -331,6 +332,33 @@ impl Hypervisor for Running {
 
     fn definition(&mut self) -> seam::Result<Definition> {
         Ok(saved::definition(&mut self.link, true, &self.options.user)?)
+    }
+
+    fn rest(&mut self) -> seam::Result<Rest> {
+        Ok(match self.link.call(Domain::state)? {
+            DomainState::Running => Rest::Running,
+            DomainState::Paused => Rest::Held("the domain is paused".into()),
+            DomainState::Off => Rest::Held("the domain ended meanwhile".into()),
+        })
+    }
+
+    fn unfinished(&mut self) -> seam::Result<Vec<Unfinished>> {
+        Ok(Vec::new())
+    }
+
+    fn power_down(self: Box<Self>, within: Duration, interrupted: &dyn Fn() -> bool) -> seam::Result<Box<dyn Hypervisor>> {
+        let Self { link, options, locks, .. } = *self;
+        // The one who works on its images next takes the same.
+        drop(locks);
+        Ok(Box::new(halting::shut_down(link, options, within, interrupted)?))
+    }
+
+    fn begin_writing(&mut self, _: &WriteRequest) -> seam::Result<Box<dyn Writing + '_>> {
+        Err(Error::Runs { domain: self.link.name().to_owned() }.into())
+    }
+
+    fn start(self: Box<Self>) -> seam::Result<()> {
+        self.close()
     }
 
     fn close(mut self: Box<Self>) -> seam::Result<()> {

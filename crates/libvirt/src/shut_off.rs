@@ -1,10 +1,12 @@
 //! A shut-off domain: libvirt can neither back it up nor change its bitmaps, so its images are opened by qemu-storage-daemon.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use keepmark_model::facts::{SkippedDisk, VmFacts};
 use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{self, Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointRequest};
+use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName};
 use keepmark_qemu::{Offline, OfflineOptions};
 
@@ -13,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::running::identify;
 use crate::xml::{DiskXml, DomainXml, Source};
-use crate::{Options, UserFolders, checkpoints, saved};
+use crate::{Options, UserFolders, checkpoints, halting, saved};
 
 /// A shut-off domain.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(crate) struct ShutOff {
     // Whether a checkpoint was begun, which libvirt does not know yet.
     began: bool,
     hide_checkpoints: bool,
+    // Whether keepmark has shut its guest down, and is to start it again.
+    halted: bool,
 }
 
 impl ShutOff {
@@ -45,10 +49,27 @@ impl ShutOff {
                 Err(why) => skipped.push(SkippedDisk { name: disk.target.clone(), why }),
             }
         }
+        let half_reverted = options.half_reverted;
         let defaults = OfflineOptions::new(images, options.run_dir);
-        let options = OfflineOptions { name: Some(identity.name), uuid: identity.uuid, formats, ..defaults };
+        let options = OfflineOptions { name: Some(identity.name), uuid: identity.uuid, formats, half_reverted, ..defaults };
         let offline = Box::new(Offline::open(options)?);
-        Ok(Self { link, offline, skipped, agent: xml.agent, user, began: false, hide_checkpoints })
+        Ok(Self { link, offline, skipped, agent: xml.agent, user, began: false, hide_checkpoints, halted: false })
+    }
+
+    /// Says that keepmark has shut its guest down, and is to start it again.
+    pub(crate) fn halted(self) -> Self {
+        Self { halted: true, ..self }
+    }
+
+    // Closes the images; libvirt hears of checkpoints that were begun.
+    fn shut(self) -> seam::Result<Link> {
+        let Self { mut link, mut offline, began, hide_checkpoints, .. } = self;
+        let facts = if began && !hide_checkpoints { offline.facts().ok() } else { None };
+        offline.close()?;
+        if let Some(facts) = facts {
+            drop(checkpoints::note(&mut link, &facts.disks));
+        }
+        Ok(link)
     }
 
     fn heal(&mut self) -> seam::Result<Vec<String>> {
@@ -139,13 +160,35 @@ impl Hypervisor for ShutOff {
         Ok(definition)
     }
 
-    fn close(mut self: Box<Self>) -> seam::Result<()> {
-        let facts = if self.began && !self.hide_checkpoints { self.offline.facts().ok() } else { None };
-        self.offline.close()?;
-        if let Some(facts) = facts {
-            drop(checkpoints::note(&mut self.link, &facts.disks));
+    fn rest(&mut self) -> seam::Result<Rest> {
+        self.check()?;
+        if self.link.call(Domain::has_managed_save)? {
+            return Ok(Rest::Held("the domain has a managed save, from which its next start would go on".into()));
         }
-        Ok(())
+        Ok(Rest::Resting { by_us: self.halted })
+    }
+
+    fn unfinished(&mut self) -> seam::Result<Vec<Unfinished>> {
+        self.offline.unfinished()
+    }
+
+    fn power_down(self: Box<Self>, _: Duration, _: &dyn Fn() -> bool) -> seam::Result<Box<dyn Hypervisor>> {
+        Ok(self)
+    }
+
+    fn begin_writing(&mut self, request: &WriteRequest) -> seam::Result<Box<dyn Writing + '_>> {
+        self.check()?;
+        self.offline.begin_writing(request)
+    }
+
+    fn start(self: Box<Self>) -> seam::Result<()> {
+        let is_to_start = self.halted;
+        let mut link = self.shut()?;
+        if is_to_start { Ok(halting::start(&mut link)?) } else { Ok(()) }
+    }
+
+    fn close(self: Box<Self>) -> seam::Result<()> {
+        self.shut().map(drop)
     }
 }
 

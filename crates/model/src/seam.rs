@@ -13,6 +13,7 @@ use crate::facts::VmFacts;
 use crate::failure::{Failure, FailureClass};
 use crate::manifest::{Consistency, Manifest, StoredBackup};
 use crate::names::{BackupId, CheckpointName, DiskName, StoreId, VmId};
+use crate::writing::{Rest, Unfinished, WriteRequest, Writing};
 
 /// What every call across a seam returns.
 pub type Result<T> = std::result::Result<T, Failure>;
@@ -61,6 +62,36 @@ pub trait Hypervisor {
     /// # Errors
     /// When the hypervisor does not tell.
     fn definition(&mut self) -> Result<Definition>;
+
+    /// Whether the disks may be written now.
+    ///
+    /// # Errors
+    /// When the hypervisor does not tell.
+    fn rest(&mut self) -> Result<Rest>;
+
+    /// Disks that a revert began to write and did not finish.
+    ///
+    /// # Errors
+    /// When the hypervisor does not tell.
+    fn unfinished(&mut self) -> Result<Vec<Unfinished>>;
+
+    /// Asks the guest to power down and waits until it has; gives the VM at rest.
+    ///
+    /// # Errors
+    /// When it does not within the time, or `interrupted` says so: it goes on running then.
+    fn power_down(self: Box<Self>, within: Duration, interrupted: &dyn Fn() -> bool) -> Result<Box<dyn Hypervisor>>;
+
+    /// Opens disks of a resting VM for writing, guarded against being started half written.
+    ///
+    /// # Errors
+    /// When they cannot be written; nothing is left then.
+    fn begin_writing(&mut self, request: &WriteRequest) -> Result<Box<dyn Writing + '_>>;
+
+    /// Closes as [`Hypervisor::close`] does, and starts the guest anew that [`Hypervisor::power_down`] has shut down.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn start(self: Box<Self>) -> Result<()>;
 
     /// Ends the connection; for powered-off images: closes them, which is when their new bitmaps become durable.
     ///
@@ -280,6 +311,14 @@ pub trait Store: Send + Sync {
     /// When it is not there, somebody works on the VM's backups, or anything cannot be read or written; it restores as before.
     fn consolidate(&self, _id: &BackupId, _monitor: &dyn Monitor) -> Result<()> {
         Ok(())
+    }
+
+    /// Where two backups' contents of a disk may differ, or nothing where the store cannot tell without reading both.
+    ///
+    /// # Errors
+    /// When a backup is not there, has no such disk, or its tables are damaged.
+    fn difference(&self, _one: &BackupId, _other: &BackupId, _disk: &DiskName) -> Result<Option<Extents>> {
+        Ok(None)
     }
 
     /// Checks backups, or all that are or should be there when `ids` is empty; `read_data` reads and hashes everything they need.

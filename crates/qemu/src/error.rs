@@ -241,6 +241,47 @@ pub enum Error {
         #[source]
         source: keepmark_nbd::Error,
     },
+    /// Writing a disk in place failed.
+    #[error("cannot write disk {disk}")]
+    DiskWrite {
+        /// Which.
+        disk: String,
+        /// Why.
+        #[source]
+        source: keepmark_nbd::Error,
+    },
+    /// An earlier revert of this VM did not finish.
+    #[error("{subject} is half reverted to backup {backup}")]
+    HalfReverted {
+        /// The image or disk.
+        subject: String,
+        /// The first characters of the backup's id.
+        backup: String,
+    },
+    /// An image cannot be kept from being started while it is half written.
+    #[error("cannot rename image {}, as is done while it is half reverted so that nobody can start it", image.display())]
+    Guard {
+        /// Which.
+        image: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Disks cannot be written under a guest.
+    #[error("the disks cannot be written in place: {why}")]
+    NotAtRest {
+        /// Why not, in words.
+        why: String,
+    },
+    /// The guest goes on running.
+    #[error("the guest did not power down within {} s and goes on running", waited.as_secs())]
+    NotDown {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The user did not want to wait any longer.
+    #[error("interrupted while the guest was powering down; it may still do so")]
+    Interrupted,
     /// qemu-storage-daemon did not end as it should.
     #[error("qemu-storage-daemon ended badly: {message}")]
     Daemon {
@@ -260,6 +301,7 @@ impl Error {
         match self {
             Self::Connect { .. } | Self::Mute { .. } | Self::Gone { .. } | Self::Rubbish { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::ImageInUse { .. } | Self::ServerTaken { .. } => FailureClass::Locked,
+            Self::Interrupted => FailureClass::Interrupted,
             Self::UnknownDisk { .. } | Self::Usage { .. } => FailureClass::Usage,
             Self::Refused { .. }
             | Self::Reply { .. }
@@ -279,6 +321,11 @@ impl Error {
             | Self::ScratchStuck { .. }
             | Self::Read { .. }
             | Self::Write { .. }
+            | Self::DiskWrite { .. }
+            | Self::HalfReverted { .. }
+            | Self::Guard { .. }
+            | Self::NotAtRest { .. }
+            | Self::NotDown { .. }
             | Self::Daemon { .. } => FailureClass::Failed,
         }
     }
@@ -305,6 +352,16 @@ impl Error {
             Self::Read { .. } => {
                 "when the scratch folder is full or too slow, the frozen moment is given up in the guest's favour: \
                  give it more space or a faster place, and run the backup again"
+            }
+            Self::HalfReverted { .. } => {
+                "'keepmark revert VM BACKUP' finishes it, to that backup or to any other ('keepmark list' has them, the one that was \
+                 made just before the revert too)"
+            }
+            Self::Guard { .. } => {
+                "keepmark needs to write in the image's folder; or get the disks back as new files with 'keepmark restore'"
+            }
+            Self::NotDown { .. } => {
+                "shut it down yourself and revert then, or give it longer with --shutdown-timeout; it must obey its power button"
             }
             Self::Spawn { program, .. } if program == crate::watchdog::NAME => {
                 "nothing is frozen or paused without it; run the backup again"

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::point::undo::{attach, delete_export, end_job, wake_from_error};
 use crate::point::{export, scratch};
 use crate::qmp::Qmp;
-use crate::temporary::{FROZEN, PAUSED, is_ours};
+use crate::temporary::{FROZEN, HALTED, PAUSED, REVERTING, is_ours};
 
 const READER: &str = "snapshot-access";
 const FILTER: &str = "copy-before-write";
@@ -64,7 +64,7 @@ pub(crate) fn find(survey: &Survey) -> Leftovers {
     let is_other = |driver: &str| ![READER, FILTER].contains(&driver);
     let bitmaps = survey.nodes.iter().flat_map(|node| {
         let names = node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.clone());
-        names.filter(|name| is_ours(name)).map(|name| (node.node_name.clone(), name))
+        names.filter(|name| is_ours(name) && !is_of_revert(name)).map(|name| (node.node_name.clone(), name))
     });
     Leftovers {
         filtered: filtered(survey),
@@ -73,6 +73,11 @@ pub(crate) fn find(survey: &Survey) -> Leftovers {
         bitmaps: bitmaps.collect(),
         scratch: survey.nodes.iter().filter_map(|node| scratch_folder(Path::new(&node.file))).collect(),
     }
+}
+
+// They are no leftovers: they go when the revert is finished.
+fn is_of_revert(name: &str) -> bool {
+    name.starts_with(HALTED) || name.starts_with(REVERTING)
 }
 
 // Of an image `FOLDER/km1tmp-RUN-scratch/NAME`.

@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod bitmaps;
+mod changes;
 mod definition;
 mod disk;
 pub mod disks;

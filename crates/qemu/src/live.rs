@@ -1,5 +1,8 @@
 //! A running VM, by its QMP monitor.
 
+mod halt;
+mod writing;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +10,7 @@ use std::time::Duration;
 use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{self, CannotPush, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
+use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
@@ -43,6 +47,8 @@ pub struct LiveOptions {
     pub watchdog: Option<WatchdogCommand>,
     /// Use `blockdev-backup` jobs even where filters can be used.
     pub force_jobs: bool,
+    /// Whether a VM is opened whose disks an earlier revert left half written: for the one who finishes it.
+    pub half_reverted: bool,
 }
 
 impl LiveOptions {
@@ -58,6 +64,7 @@ impl LiveOptions {
             command_timeout: Duration::from_secs(10),
             watchdog: None,
             force_jobs: false,
+            half_reverted: false,
         }
     }
 }
@@ -72,6 +79,8 @@ pub struct Live {
     capabilities: Capabilities,
     // What was last told of each disk: its images.
     told: Vec<(DiskName, Vec<String>)>,
+    // Whether keepmark has shut its guest down, and is to start it again.
+    halted: bool,
     _locks: Vec<VmLock>,
 }
 
@@ -93,12 +102,17 @@ impl Live {
         }
         let identity = identify(&mut qmp, &options)?;
         let peer = qmp.peer()?;
+        let halted = take_up(&mut qmp, options.half_reverted)?;
         locks.extend(lock_images(&mut qmp, &peer, &options)?);
-        Ok(Self { qmp, peer, options, identity, capabilities, told: Vec::new(), _locks: locks })
+        Ok(Self { qmp, peer, options, identity, capabilities, told: Vec::new(), halted, _locks: locks })
     }
 
     fn uses_filters(&self) -> bool {
         self.capabilities.filters() && !self.options.force_jobs
+    }
+
+    pub(crate) fn search(&self) -> export::Search {
+        if self.uses_filters() { export::Search::Node } else { export::Search::Chain }
     }
 
     // As `disks::look`, with images that QEMU names by its own working folder made absolute.
@@ -124,8 +138,9 @@ impl Live {
         if self.uses_filters() {
             export::add_present(&mut self.qmp, &targets, &names, undo)?;
         }
-        let search = if self.uses_filters() { export::Search::Node } else { export::Search::Chain };
-        let mut openings = export::add_exports(&mut self.qmp, &targets, &nodes, &names, search, &socket, undo)?;
+        let search = self.search();
+        let manner = export::Manner { search, writable: false };
+        let mut openings = export::add_exports(&mut self.qmp, &targets, &nodes, &names, manner, &socket, undo)?;
         if self.uses_filters() {
             export::tell_present(&mut openings, &targets, &names);
         }
@@ -224,6 +239,24 @@ fn check_unmoved(before: &[Disk], after: &[Disk], targets: &[Target]) -> Result<
     Ok(())
 }
 
+// Whether a revert that is to be taken up has shut the guest down. Whoever does not come to finish it is sent away.
+fn take_up(qmp: &mut Qmp, half_reverted: bool) -> Result<bool> {
+    let survey = disks::look(qmp)?;
+    match writing::marks(&survey).first() {
+        None => Ok(false),
+        Some((_, mark)) if !half_reverted => Err(writing::half_reverted(&survey.disks, mark)),
+        Some(_) => {
+            writing::put_back(qmp, &survey)?;
+            Ok(halt::mark(&survey).is_some())
+        }
+    }
+}
+
+/// Whether a QEMU in this state has no guest that could mind its disks.
+fn is_at_rest(status: &str) -> bool {
+    matches!(status, "shutdown" | "prelaunch")
+}
+
 // A VM may have several monitors; its images are the same through all of them.
 fn lock_images(qmp: &mut Qmp, peer: &Peer, options: &LiveOptions) -> Result<Vec<VmLock>> {
     let mut survey = disks::look(qmp)?;
@@ -311,6 +344,9 @@ impl Hypervisor for Live {
 
     fn clean_up(&mut self) -> seam::Result<Vec<String>> {
         let mut said = leftovers::remove(&mut self.qmp)?;
+        if !self.halted {
+            said.extend(halt::recover(&mut self.qmp, &self.peer)?);
+        }
         said.extend(Workspace::sweep(&self.options.scratch_dir)?);
         said.extend(Workspace::sweep(&self.options.run_dir)?);
         Ok(said)
@@ -353,6 +389,31 @@ impl Hypervisor for Live {
 
     fn definition(&mut self) -> seam::Result<Definition> {
         Ok(vec![definition::of_live(&mut self.qmp, &self.peer, &self.identity)?].into())
+    }
+
+    fn rest(&mut self) -> seam::Result<Rest> {
+        Ok(match leftovers::status(&mut self.qmp)?.as_str() {
+            "running" => Rest::Running,
+            state if is_at_rest(state) => Rest::Resting { by_us: self.halted },
+            state => Rest::Held(format!("QEMU says that the VM is in state {state}")),
+        })
+    }
+
+    fn unfinished(&mut self) -> seam::Result<Vec<Unfinished>> {
+        Ok(self.half_written()?)
+    }
+
+    fn power_down(mut self: Box<Self>, within: Duration, interrupted: &dyn Fn() -> bool) -> seam::Result<Box<dyn Hypervisor>> {
+        self.halt(within, interrupted)?;
+        Ok(self)
+    }
+
+    fn begin_writing(&mut self, request: &WriteRequest) -> seam::Result<Box<dyn Writing + '_>> {
+        Ok(Box::new(self.write(request)?))
+    }
+
+    fn start(mut self: Box<Self>) -> seam::Result<()> {
+        Ok(self.go_on()?)
     }
 
     fn close(self: Box<Self>) -> seam::Result<()> {

@@ -11,6 +11,8 @@ pub struct Capabilities {
     pub guest_first_filter: bool,
     /// Reading a filter's frozen content (QEMU >= 7.0).
     pub snapshot_access: bool,
+    /// Staying when the guest powers down (`set-action`, QEMU >= 6.0).
+    pub set_action: bool,
     /// Exports on their own instead of `nbd-server-add` (QEMU >= 5.2).
     pub block_export: bool,
 }
@@ -24,6 +26,7 @@ impl Capabilities {
         Self {
             guest_first_filter: ["on-cbw-error", "cbw-timeout"].iter().all(|member| schema.has_member(filter, member)),
             snapshot_access: schema.driver("snapshot-access").is_some(),
+            set_action: schema.entries.contains_key("set-action"),
             block_export: schema.entries.contains_key("block-export-add"),
         }
     }

@@ -44,6 +44,11 @@ pub const PAUSED: &str = "km1tmp-paused-";
 /// Says that a guest's file systems are frozen because of keepmark.
 pub const FROZEN: &str = "km1tmp-frozen-";
 
+/// Says that keepmark shuts the guest down to write its disks, and is to start it again.
+pub const HALTED: &str = "km1tmp-halted-";
+/// Says that a disk is half reverted; what follows tells to which backup, and whose disk it is.
+pub const REVERTING: &str = "km1tmp-reverting-";
+
 /// Whether a name is that of something temporary of ours.
 #[must_use]
 pub fn is_ours(name: &str) -> bool {

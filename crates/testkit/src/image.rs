@@ -193,6 +193,19 @@ pub fn info(path: &Path, format: Format) -> Value {
     serde_json::from_str(&text).or_fail("reading qemu-img info")
 }
 
+/// Whether the image is there and nobody has it open for writing.
+#[must_use]
+pub fn is_free(path: &Path, format: Format) -> bool {
+    let info = qemu_img().args(["info", "-f", format.name()]).arg(path).output();
+    info.is_ok_and(|output| output.status.success())
+}
+
+/// Makes the disk larger.
+#[track_caller]
+pub fn grow(path: &Path, format: Format, size: u64) {
+    run(qemu_img().args(["resize", "-q", "-f", format.name()]).arg(path).arg(size.to_string()));
+}
+
 /// The guest's size in bytes.
 #[must_use]
 #[track_caller]

@@ -53,9 +53,15 @@ impl Serial {
     /// Waits until `text` has been printed.
     #[track_caller]
     pub fn wait_for(&self, text: &str, timeout: Duration) {
-        let found = wait_or_end(timeout, || self.log().contains(text));
+        self.wait_times(text, 1, timeout);
+    }
+
+    /// Waits until `text` has been printed so many times.
+    #[track_caller]
+    pub fn wait_times(&self, text: &str, count: usize, timeout: Duration) {
+        let found = wait_or_end(timeout, || self.log().matches(text).count() >= count);
         if !found {
-            fail(format_args!("the guest did not print {text} within {timeout:?}; it printed:\n{}", self.log()));
+            fail(format_args!("the guest did not print {text} {count} times within {timeout:?}; it printed:\n{}", self.log()));
         }
     }
 

@@ -14,6 +14,7 @@ pub mod pin;
 pub mod plan;
 pub mod prune;
 pub mod restore;
+pub mod revert;
 pub mod show;
 pub mod status;
 pub mod verify;
@@ -43,6 +44,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Command::Unpin(arguments) => pin::run(&context()?, &arguments, false),
         Command::Show(arguments) => show::run(&context()?, &arguments),
         Command::Restore(arguments) => restore::run(&context()?, &arguments),
+        Command::Revert(arguments) => revert::run(&context()?, &arguments),
         Command::Verify(arguments) => verify::run(&context()?, &arguments),
         Command::Consolidate(arguments) => consolidate::run(&context()?, &arguments),
         Command::Prune(arguments) => prune::run(&context()?, &arguments),

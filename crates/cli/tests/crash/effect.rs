@@ -1,6 +1,6 @@
 //! Which system calls of the program change something outside of it: its effects, each with a name.
 //!
-//! Effects are what is written to monitors, libvirt, guest agent and watchdog, everything that changes files below the test's folder or
+//! Effects are what is written to monitors, libvirt, guest agent, watchdog and disks (over NBD), everything that changes files below the test's folder or
 //! a loop device, and starting a process. Questions (`query-*`, `qom-get`, ...) and reading are none.
 
 use std::fs::File;
@@ -95,15 +95,25 @@ impl Call {
         if let Some(place) = place(root, &target) {
             return (descriptor > 2).then(|| silent(format!("write {place}")));
         }
-        let bytes = self.memory(buffer, usize::try_from(length).unwrap_or(LOOK_BYTES));
+        let bytes = match self.number {
+            libc::SYS_writev => self.first_part(buffer),
+            _ => self.memory(buffer, usize::try_from(length).unwrap_or(LOOK_BYTES)),
+        };
         match target.to_string_lossy() {
             name if name.starts_with("socket:") => {
                 let called = rpc::change(&bytes).map(|name| Effect { name, answered_on: Some(descriptor) });
-                called.or_else(|| command(&bytes, descriptor))
+                called.or_else(|| change(&bytes)).or_else(|| command(&bytes, descriptor))
             }
             name if name.starts_with("pipe:") => announcement(&bytes),
             _ => None,
         }
+    }
+
+    /// The first of the parts that are written at once.
+    fn first_part(&self, parts: u64) -> Vec<u8> {
+        let bytes = self.memory(parts, 16);
+        let number = |at: usize| bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes);
+        self.memory(number(0), usize::try_from(number(8)).unwrap_or(LOOK_BYTES))
     }
 
     fn spawn(&self) -> Option<Effect> {
@@ -153,6 +163,20 @@ fn silent(name: String) -> Effect {
     Effect { name, answered_on: None }
 }
 
+/// What an NBD server is to change.
+fn change(bytes: &[u8]) -> Option<Effect> {
+    const MAGICS: [[u8; 4]; 2] = [[0x25, 0x60, 0x95, 0x13], [0x21, 0xe4, 0x1c, 0x71]];
+    let (magic, rest) = bytes.split_first_chunk()?;
+    let command = rest.get(2..4).filter(|_| MAGICS.contains(magic))?;
+    let verb = match u16::from_be_bytes(command.try_into().ok()?) {
+        1 => "write",
+        3 => "flush",
+        6 => "zero",
+        _ => return None,
+    };
+    Some(silent(format!("nbd {verb}")))
+}
+
 /// What is said to a monitor or the guest's agent.
 fn command(bytes: &[u8], descriptor: u64) -> Option<Effect> {
     // An agent's message may begin with a byte that resets its parser.
@@ -197,6 +221,15 @@ fn questions_are_no_effects_and_answers_are_waited_for() {
     assert_eq!(qmp("\u{fffd}{\"execute\":\"guest-fsfreeze-freeze\"}").unwrap().0, "agent guest-fsfreeze-freeze");
     assert_eq!(qmp("rubbish"), None);
     assert_eq!(announcement(b"pausing 2500\n").unwrap().name, "watchdog pausing");
+}
+
+#[test]
+fn of_nbd_only_changes_are_effects() {
+    let request = |command: u8| [&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, command][..], &[0; 20]].concat();
+    assert_eq!(
+        [0, 1, 2, 3, 6, 7].map(|command| change(&request(command)).map(|effect| effect.name)),
+        [None, Some("nbd write".to_owned()), None, Some("nbd flush".to_owned()), Some("nbd zero".to_owned()), None]
+    );
 }
 
 #[test]

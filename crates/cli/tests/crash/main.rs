@@ -22,6 +22,7 @@ mod powered_off;
 mod pulse;
 mod qemu_killed;
 mod restore;
+mod revert;
 mod rpc;
 mod scratch;
 mod stalled_store;

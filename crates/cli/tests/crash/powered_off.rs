@@ -1,6 +1,5 @@
 //! keepmark, its qemu-storage-daemon or both are killed at every effect of a backup of powered-off images.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use keepmark_testkit::image::{self, Format};
@@ -88,12 +87,9 @@ impl Images {
 
     /// Waits until nobody has the images open for writing, as a user would before starting the VM.
     fn wait_free(&self) {
-        wait_for("the images to be free", Duration::from_secs(10), || self.disks.iter().all(|disk| is_free(&disk.file)).then_some(()));
+        let all_free = || self.disks.iter().all(|disk| image::is_free(&disk.file, disk.format));
+        wait_for("the images to be free", Duration::from_secs(10), || all_free().then_some(()));
     }
-}
-
-fn is_free(image: &PathBuf) -> bool {
-    std::process::Command::new("qemu-img").args(["info", "-f", "qcow2"]).arg(image).output().is_ok_and(|output| output.status.success())
 }
 
 fn strike(victim: Victim, keepmark: u32) -> Fate {

@@ -12,6 +12,7 @@ mod midway;
 mod migrated;
 mod names;
 mod others;
+mod revert;
 mod round_trip;
 mod scratch;
 mod stage;

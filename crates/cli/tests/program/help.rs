@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::lab::{Lab, text};
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "forget",
     "delete",
     "pin",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 17] = [
     "status",
     "show",
     "restore",
+    "revert",
     "verify",
     "prune",
     "checkpoint",

@@ -13,6 +13,7 @@ mod interruption;
 mod lab;
 mod restic;
 mod retention;
+mod revert;
 mod round_trip;
 mod selection;
 mod sequence;

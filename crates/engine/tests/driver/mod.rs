@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 use keepmark_engine::Surroundings;
 use keepmark_engine::backup::{BackupJob, backup};
 use keepmark_engine::push::Mode;
+use keepmark_engine::revert::{RevertJob, revert};
 use keepmark_model::audit::AuditWish;
+use keepmark_model::manifest::StoredBackup;
 use keepmark_model::plan::Request;
+use keepmark_model::revert::Wish;
 use keepmark_model::seam::{Freeze, Hypervisor, Monitor, Result, Store};
-use keepmark_testkit::sim::{Break, Kinds, Outcome, STEPS, Senses, Stats, history, minimise, play};
+use keepmark_testkit::sim::{Break, Kinds, Outcome, Program, STEPS, Senses, Stats, history, minimise, play};
 
 struct Silent;
 
@@ -39,16 +42,25 @@ fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit
     backup(vm, store, &job, world, &Silent).map(drop)
 }
 
+/// keepmark's revert, as the simulation calls it.
+fn go_back(vm: &mut dyn Hypervisor, store: &dyn Store, target: &StoredBackup, senses: &Senses<'_>) -> Result<()> {
+    let job = RevertJob { target: target.clone(), wish: Wish::default(), safety: None };
+    let world = Surroundings { now: senses.now, elapsed: senses.elapsed, random: senses.random };
+    revert(vm, store, &job, world, &Silent).map(drop)
+}
+
+const PROGRAM: Program<'static> = Program { backup: &keepmark, revert: &go_back };
+
 /// Plays the history of a seed.
 pub fn play_seed(seed: u64, kinds: Kinds, broken: Option<Break>) -> Outcome {
-    play(seed, &history(seed, kinds), &keepmark, broken, false)
+    play(seed, &history(seed, kinds), PROGRAM, broken, false)
 }
 
 /// What a failing seed does, in words, after everything was left out that is not needed for it.
 pub fn story(seed: u64, kinds: Kinds, broken: Option<Break>) -> String {
-    let fails = |steps: &[_]| play(seed, steps, &keepmark, broken, false).violation.map(|(end, _)| end);
+    let fails = |steps: &[_]| play(seed, steps, PROGRAM, broken, false).violation.map(|(end, _)| end);
     let steps = minimise(&history(seed, kinds), &fails);
-    let told = play(seed, &steps, &keepmark, broken, true);
+    let told = play(seed, &steps, PROGRAM, broken, true);
     let mut text = format!("seed {seed}, smallest story ({} of {STEPS} steps):\n", steps.len());
     told.story.iter().for_each(|sentence| text.push_str(&format!("  {sentence}\n")));
     let what = told.violation.map(|(_, what)| what).unwrap_or_default();
@@ -121,11 +133,24 @@ impl Found {
 
     /// The numbers, in one sentence each.
     pub fn summary(&self) -> String {
-        let Stats { steps, runs, effects, killed, failed, full, differential, incremental, resync, contradicted, audit_only, compared } =
-            self.stats;
+        let Stats {
+            steps,
+            runs,
+            effects,
+            killed,
+            failed,
+            reverted,
+            full,
+            differential,
+            incremental,
+            resync,
+            contradicted,
+            audit_only,
+            compared,
+        } = self.stats;
         let speed = self.histories as f64 / self.elapsed.as_secs_f64().max(1e-9);
         format!(
-            "{} histories, {steps} steps, {speed:.0} histories/s\n{runs} runs of keepmark with {effects} effects: {killed} killed, {failed} failed\n\
+            "{} histories, {steps} steps, {speed:.0} histories/s\n{runs} runs of keepmark with {effects} effects: {killed} killed, {failed} failed; {reverted} went back in place\n\
              disks captured: {full} full, {differential} differential, {incremental} incremental, {resync} resynced ({contradicted} of them since a check contradicted the bitmap)\n\
              {compared} comparisons with the truth; {audit_only} disks differ by silent edits that only the audit's sample could have found",
             self.histories

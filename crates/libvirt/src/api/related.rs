@@ -104,6 +104,20 @@ impl Domain {
         // SAFETY: the handle lives.
         number("start the domain", unsafe { virt_sys::virDomainCreateWithFlags(self.raw(), 0) }).map(drop)
     }
+
+    /// Asks its guest to power down, by its agent or its power button; returns at once.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn shutdown(&self) -> Result<()> {
+        // SAFETY: the handle lives.
+        number("shut the domain down", unsafe { virt_sys::virDomainShutdown(self.raw()) }).map(drop)
+    }
+
+    /// Whether libvirt still knows it when it is off.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn is_persistent(&self) -> Result<bool> {
+        // SAFETY: the handle lives.
+        Ok(number("tell whether the domain is persistent", unsafe { virt_sys::virDomainIsPersistent(self.raw()) })? > 0)
+    }
 }
 
 /// Looks something up by its name, takes its description and frees it. `look_up` gives null or a handle that is freed once.

@@ -1,15 +1,18 @@
 //! A powered-off VM: its images, opened by a qemu-storage-daemon of our own and spoken to as a running QEMU.
 
 pub(crate) mod daemon;
+mod guard;
 pub(crate) mod nodes;
 pub mod probe;
+mod writing;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keepmark_model::facts::{Power, VmFacts};
 use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, PointRequest};
+use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
@@ -24,6 +27,7 @@ use crate::temporary::Temporary;
 use crate::workspace::{VmLock, Workspace};
 use crate::{bitmaps, definition};
 use daemon::Daemon;
+use guard::Place;
 use probe::Chain;
 
 /// Which images make up a powered-off VM.
@@ -41,13 +45,23 @@ pub struct OfflineOptions {
     pub run_dir: PathBuf,
     /// How long qemu-storage-daemon may take for any command.
     pub command_timeout: Duration,
+    /// Whether images that an earlier revert left half written are opened: for the one who finishes it.
+    pub half_reverted: bool,
 }
 
 impl OfflineOptions {
     /// The defaults for some images.
     #[must_use]
     pub fn new(images: Vec<(Option<String>, PathBuf)>, run_dir: impl Into<PathBuf>) -> Self {
-        Self { images, formats: Vec::new(), name: None, uuid: None, run_dir: run_dir.into(), command_timeout: Duration::from_secs(30) }
+        Self {
+            images,
+            formats: Vec::new(),
+            name: None,
+            uuid: None,
+            run_dir: run_dir.into(),
+            command_timeout: Duration::from_secs(30),
+            half_reverted: false,
+        }
     }
 }
 
@@ -69,6 +83,20 @@ pub struct Offline {
 struct Image {
     name: DiskName,
     chain: Chain,
+    // As its owner calls it.
+    path: PathBuf,
+    // As its owner says it.
+    format: Option<String>,
+    place: Place,
+    // To which backup it is half reverted.
+    half: Option<String>,
+}
+
+impl Image {
+    // The name by which it is to be opened: its owner's own words, as long as it has its name.
+    fn reachable(&self) -> &Path {
+        if self.place.backup().is_some() { self.place.current() } else { &self.path }
+    }
 }
 
 #[derive(Debug)]
@@ -88,11 +116,17 @@ impl Offline {
         let mut locks = Vec::new();
         for (label, path) in &options.images {
             let path = std::path::absolute(path).map_err(crate::error::file("find", path))?;
-            locks.push(VmLock::take(&options.run_dir, &path)?);
-            let said = options.formats.iter().find(|(image, _)| *image == path).map(|(_, format)| format.as_str());
-            let chain = probe::chain(&path, said)?;
+            let place = Place::find(&path)?;
+            let half = place.backup();
+            if let Some(backup) = half.clone().filter(|_| !options.half_reverted) {
+                return Err(Error::HalfReverted { subject: format!("image {}", path.display()), backup });
+            }
+            let reachable = if half.is_some() { place.current() } else { &path };
+            locks.push(VmLock::take(&options.run_dir, reachable)?);
+            let format = options.formats.iter().find(|(image, _)| *image == path).map(|(_, format)| format.clone());
+            let chain = probe::chain(reachable, format.as_deref())?;
             let name = name(label.as_deref(), &path, &images, &mut names)?;
-            images.push(Image { name, chain });
+            images.push(Image { name, chain, path, format, place, half });
         }
         let identity = identify(&options, &images)?;
         Ok(Self { images, identity, options, daemon: None, _locks: locks })
@@ -183,7 +217,8 @@ impl Offline {
         transact(point.qmp, actions, &targets, checkpoint, &names, &mut point.undo)?;
         export::start_server(point.qmp, &socket, &mut point.undo)?;
         let exported: Vec<String> = targets.iter().map(|target| target.active.clone()).collect();
-        point.openings = export::add_exports(point.qmp, &targets, &exported, &names, export::Search::Node, &socket, &mut point.undo)?;
+        let manner = export::Manner { search: export::Search::Node, writable: false };
+        point.openings = export::add_exports(point.qmp, &targets, &exported, &names, manner, &socket, &mut point.undo)?;
         keep_checkpoint(&mut point.undo, request);
         Ok(point)
     }
@@ -240,6 +275,26 @@ impl Hypervisor for Offline {
     fn definition(&mut self) -> seam::Result<Definition> {
         let images = self.images.iter().map(|image| json!({ "disk": image.name, "chain": image.chain.reply })).collect();
         Ok(vec![definition::of_images(&Value::Array(images), &self.identity)].into())
+    }
+
+    fn rest(&mut self) -> seam::Result<Rest> {
+        Ok(Rest::Resting { by_us: false })
+    }
+
+    fn unfinished(&mut self) -> seam::Result<Vec<Unfinished>> {
+        Ok(self.half_written())
+    }
+
+    fn power_down(self: Box<Self>, _: Duration, _: &dyn Fn() -> bool) -> seam::Result<Box<dyn Hypervisor>> {
+        Ok(self)
+    }
+
+    fn begin_writing(&mut self, request: &WriteRequest) -> seam::Result<Box<dyn Writing + '_>> {
+        Ok(Box::new(self.write(request)?))
+    }
+
+    fn start(self: Box<Self>) -> seam::Result<()> {
+        self.close()
     }
 
     fn close(mut self: Box<Self>) -> seam::Result<()> {

@@ -1,4 +1,4 @@
-//! The private NBD server inside QEMU, and one read-only export per disk of a point.
+//! The private NBD server inside QEMU, and one export per disk: read-only for a frozen point, writable for a revert.
 
 use std::path::Path;
 
@@ -57,7 +57,16 @@ pub enum Search {
     Chain,
 }
 
-/// Exports `nodes`, one for each target, read-only, with the delta's bitmap where there is one.
+/// How disks are exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    /// How their bitmaps are found.
+    pub search: Search,
+    /// Whether clients may write.
+    pub writable: bool,
+}
+
+/// Exports `nodes`, one for each target, with the delta's bitmap where there is one.
 ///
 /// # Errors
 /// When QEMU refuses.
@@ -66,14 +75,14 @@ pub fn add_exports(
     targets: &[Target],
     nodes: &[String],
     names: &Temporary,
-    search: Search,
+    Manner { search, writable }: Manner,
     socket: &Path,
     undo: &mut Undo,
 ) -> Result<Vec<Opening>> {
     let mut openings = Vec::with_capacity(targets.len());
     for (target, node) in targets.iter().zip(nodes) {
         let id = names.node("e", target.number);
-        let mut export = json!({ "type": "nbd", "id": id, "node-name": node, "name": id, "writable": false });
+        let mut export = json!({ "type": "nbd", "id": id, "node-name": node, "name": id, "writable": writable });
         if matches!(target.delta, Delta::Bitmaps { .. }) {
             export["bitmaps"] = json!([bitmap(target, names, search)]);
         }

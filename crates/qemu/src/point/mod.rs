@@ -80,6 +80,14 @@ impl Point<'_> {
     }
 }
 
+/// The opening of one disk.
+pub(crate) fn opening_of<'o>(openings: &'o [Opening], name: &DiskName) -> Result<&'o Opening> {
+    openings.iter().find(|opening| opening.disk == *name).ok_or_else(|| Error::UnknownDisk {
+        name: name.to_string(),
+        known: openings.iter().map(|opening| opening.disk.as_str()).collect::<Vec<_>>().join(", "),
+    })
+}
+
 fn has_leftovers(qmp: &mut Qmp) -> Result<bool> {
     let survey = disks::look(qmp)?;
     Ok(crate::leftovers::find(&survey).any())
@@ -91,11 +99,7 @@ impl FrozenPoint for Point<'_> {
     }
 
     fn disk(&mut self, name: &DiskName) -> seam::Result<Box<dyn FrozenDisk>> {
-        let opening = self.openings.iter().find(|opening| opening.disk == *name).ok_or_else(|| Error::UnknownDisk {
-            name: name.to_string(),
-            known: self.openings.iter().map(|opening| opening.disk.as_str()).collect::<Vec<_>>().join(", "),
-        })?;
-        Ok(Box::new(open(opening)?))
+        Ok(Box::new(open(opening_of(&self.openings, name)?)?))
     }
 
     fn push(&mut self, targets: &[PushTarget], progress: &mut dyn FnMut(&DiskName, u64, u64) -> seam::Result<()>) -> seam::Result<()> {

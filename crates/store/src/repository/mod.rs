@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod core;
 pub mod crypto;
 pub mod damaged_packs;
+pub mod difference;
 pub mod disk_table;
 pub mod folder;
 pub mod id;
@@ -35,7 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use jiff::Timestamp;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::seam::{self, Monitor, PruneRequest, Pruned, Store, Verification};
-use keepmark_model::{BackupId, ChunkSize, StoreId, VmId};
+use keepmark_model::{BackupId, ChunkSize, DiskName, Extents, StoreId, VmId};
 
 use crate::error::{Error, Result};
 use crate::repository::backend::Backend;
@@ -262,6 +263,10 @@ impl Store for Repository {
 
     fn prune(&self, request: &PruneRequest, monitor: &dyn Monitor) -> seam::Result<Pruned> {
         Ok(self.prune_packs(request, monitor)?)
+    }
+
+    fn difference(&self, one: &BackupId, other: &BackupId, disk: &DiskName) -> seam::Result<Option<Extents>> {
+        Ok(self.difference_of(one, other, disk)?)
     }
 
     fn verify(&self, ids: &[BackupId], read_data: bool, progress: &dyn Fn(u64, u64)) -> seam::Result<Verification> {

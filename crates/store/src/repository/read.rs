@@ -206,9 +206,9 @@ impl Failure {
 }
 
 /// Loads trees for a walk; stores nothing.
-struct Loader<'a> {
-    repository: &'a Repository,
-    scratch: Mutex<Scratch>,
+pub(crate) struct Loader<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) scratch: Mutex<Scratch>,
 }
 
 impl Trees for Loader<'_> {

@@ -172,7 +172,13 @@ impl Qemu {
     /// Waits until the guest has booted and mounted what it was told to.
     #[track_caller]
     pub fn wait_ready(&mut self) {
-        self.serial.wait_for("KM-READY", BOOT_TIMEOUT);
+        self.wait_boots(1);
+    }
+
+    /// Waits until the guest has booted so many times.
+    #[track_caller]
+    pub fn wait_boots(&mut self, count: usize) {
+        self.serial.wait_times("KM-READY", count, BOOT_TIMEOUT);
     }
 
     /// Runs a line of shell in the guest and gives what it printed; another exit code than 0 ends the test.

@@ -29,6 +29,8 @@ pub struct Order {
     pub only: Option<u8>,
     /// How much is audited.
     pub audit: AuditWish,
+    /// Before it, a powered-off VM is taken back in place to the backup of this number, modulo how many there are.
+    pub back: Option<u8>,
     /// What befalls it, by effect.
     pub faults: Vec<(u32, Fault)>,
 }
@@ -47,6 +49,9 @@ impl fmt::Display for Step {
         match self {
             Self::Happen(event) => f.write_str(event.kind.words()),
             Self::Backup(order) => {
+                if let Some(number) = order.back {
+                    write!(f, "VM {} goes back to backup {number} if it is off, then ", order.machine)?;
+                }
                 let checkpoint = if order.checkpoint { "" } else { ", without a checkpoint" };
                 let only = order.only.map(|disk| format!(", disk {disk} only")).unwrap_or_default();
                 write!(
@@ -78,8 +83,21 @@ pub fn history(seed: u64, kinds: Kinds) -> Vec<Step> {
     set_trap(&mut steps, &mut Rng::new(seed.rotate_left(32)));
     if kinds == Kinds::All {
         add_differentials(&mut steps, &mut Rng::new(seed.rotate_left(16)));
+        add_reverts(&mut steps, &mut Rng::new(seed.rotate_left(53)));
     }
     steps
+}
+
+/// In one history of four, VMs go back in place now and then.
+fn add_reverts(steps: &mut [Step], rng: &mut Rng) {
+    if !rng.one_in(4) {
+        return;
+    }
+    for step in steps {
+        if let Step::Backup(order) = step {
+            order.back = rng.one_in(3).then(|| rng.byte());
+        }
+    }
 }
 
 /// Makes differentials of some incrementals: of none in one history of four, of many in others.
@@ -104,7 +122,7 @@ fn set_trap(steps: &mut [Step], rng: &mut Rng) {
     let (start, disk, store) = (rng.below(100) as usize, rng.byte(), rng.byte());
     let backup = |audit| {
         let kind = WantedKind::Incremental;
-        Step::Backup(Order { machine: 0, store, kind, checkpoint: true, only: None, audit, faults: Vec::new() })
+        Step::Backup(Order { machine: 0, store, kind, checkpoint: true, only: None, audit, back: None, faults: Vec::new() })
     };
     let kinds = [PowerOn, Write, ManagedSnapshot, Write, Write, ManagedSnapshot, PowerOff, RemoveOurs];
     let events = kinds.map(|kind| Step::Happen(Event { kind, machine: 0, disk, a: rng.byte(), b: rng.byte() | 1 }));
@@ -162,6 +180,7 @@ fn order(rng: &mut Rng, quiet: u32) -> Order {
             1 => AuditWish::Percent(50),
             _ => AuditWish::Default,
         },
+        back: None,
         faults,
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use keepmark_model::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest, Recycler, Result};
+use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, Extent, Extents, Failure, FailureClass, Size, VmIdentity};
 
 use super::image::{ATOM, Bitmap, Format, Layer, Mask, SimDisk, mask};
@@ -16,14 +17,14 @@ use super::world::{Break, Shared, World, lock};
 /// keepmark's connection to a simulated VM.
 #[derive(Debug)]
 pub struct SimVm {
-    world: Shared,
-    machine: usize,
-    process: u32,
+    pub(super) world: Shared,
+    pub(super) machine: usize,
+    pub(super) process: u32,
     // What was reported last of each disk: its images, from the active one down.
     reported: Vec<(DiskName, Vec<u32>)>,
 }
 
-fn failed(why: impl Into<String>) -> Failure {
+pub(super) fn failed(why: impl Into<String>) -> Failure {
     Failure::new(FailureClass::Failed, why.into())
 }
 
@@ -47,7 +48,7 @@ impl SimVm {
     }
 
     /// The next effect, on a VM that is still the one that was connected to.
-    fn effect(&self) -> Result<MutexGuard<'_, World>> {
+    pub(super) fn effect(&self) -> Result<MutexGuard<'_, World>> {
         let mut world = lock(&self.world);
         world.effect()?;
         let is_same = world.machines[self.machine].process == self.process;
@@ -119,7 +120,7 @@ impl SimVm {
     }
 
     /// Takes keepmark out of QEMU again, if both live.
-    fn undo(&self, checkpoint: Option<&CheckpointName>) {
+    pub(super) fn undo(&self, checkpoint: Option<&CheckpointName>) {
         let mut world = lock(&self.world);
         let is_same = world.machines[self.machine].process == self.process;
         if world.is_alive() && is_same {
@@ -185,6 +186,30 @@ impl Hypervisor for SimVm {
         Ok(Definition::default())
     }
 
+    fn rest(&mut self) -> Result<Rest> {
+        Ok(match self.effect()?.machines[self.machine].power {
+            Power::Running => Rest::Running,
+            Power::Paused => Rest::Held("it is paused".to_owned()),
+            Power::Off => Rest::Resting { by_us: false },
+        })
+    }
+
+    fn unfinished(&mut self) -> Result<Vec<Unfinished>> {
+        Ok(Vec::new())
+    }
+
+    fn power_down(self: Box<Self>, _: Duration, _: &dyn Fn() -> bool) -> Result<Box<dyn Hypervisor>> {
+        Err(failed("a simulated guest has no power button"))
+    }
+
+    fn begin_writing(&mut self, request: &WriteRequest) -> Result<Box<dyn Writing + '_>> {
+        Ok(Box::new(self.write(request)?))
+    }
+
+    fn start(self: Box<Self>) -> Result<()> {
+        self.close()
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         let mut world = self.effect()?;
         let machine = &mut world.machines[self.machine];
@@ -196,7 +221,7 @@ impl Hypervisor for SimVm {
 }
 
 impl Machine {
-    fn freeze(&mut self, wanted: &PointDisk, top_only: bool, blind: bool) -> Result<FrozenCopy> {
+    pub(super) fn freeze(&mut self, wanted: &PointDisk, top_only: bool, blind: bool) -> Result<FrozenCopy> {
         let disk = self.attached().find(|disk| disk.name == wanted.name).ok_or_else(|| failed("there is no such disk"))?;
         let (mut dirty, mut missed) = (None, 0);
         if let Some(since) = &wanted.since {
@@ -303,8 +328,7 @@ impl FrozenPoint for SimPoint<'_> {
     fn disk(&mut self, name: &DiskName) -> Result<Box<dyn FrozenDisk>> {
         let world = self.vm.effect()?;
         let frozen = world.machines[self.vm.machine].frozen.clone().ok_or_else(unreachable)?;
-        let place = frozen.iter().position(|disk| disk.name == *name).ok_or_else(|| failed("the point has no such disk"))?;
-        Ok(Box::new(SimFrozenDisk { world: Arc::clone(&self.vm.world), machine: self.vm.machine, frozen, place }))
+        Ok(Box::new(SimFrozenDisk::open(self.vm, &frozen, name)?))
     }
 
     fn release(self: Box<Self>) -> Result<()> {
@@ -320,7 +344,7 @@ impl Drop for SimPoint<'_> {
     }
 }
 
-struct SimFrozenDisk {
+pub(super) struct SimFrozenDisk {
     world: Shared,
     machine: usize,
     frozen: Arc<Vec<FrozenCopy>>,
@@ -328,6 +352,11 @@ struct SimFrozenDisk {
 }
 
 impl SimFrozenDisk {
+    pub(super) fn open(vm: &SimVm, frozen: &Arc<Vec<FrozenCopy>>, name: &DiskName) -> Result<Self> {
+        let place = frozen.iter().position(|disk| disk.name == *name).ok_or_else(|| failed("the point has no such disk"))?;
+        Ok(Self { world: Arc::clone(&vm.world), machine: vm.machine, frozen: Arc::clone(frozen), place })
+    }
+
     fn copy(&self) -> &FrozenCopy {
         &self.frozen[self.place]
     }

@@ -13,8 +13,9 @@ pub mod play;
 mod rng;
 pub mod store;
 pub mod world;
+mod writing;
 
 pub use history::{Kinds, STEPS, Step, history};
 pub use minimise::minimise;
-pub use play::{Backup, Outcome, Senses, play};
+pub use play::{Backup, Outcome, Program, Revert, Senses, play};
 pub use world::{BREAKS, Break, Stats};

@@ -7,14 +7,14 @@ use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::Power;
-use keepmark_model::manifest::{Kind, Manifest, ManifestDisk};
+use keepmark_model::manifest::{Kind, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::seam::{Hypervisor, Result, Store};
 use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId};
 
 use super::history::{Order, Step};
 use super::hypervisor::SimVm;
-use super::image::{ATOMS_MAX, Format, Layer, SimDisk};
+use super::image::{ATOMS_MAX, Format, Layer, SimDisk, mask};
 use super::machine::{FIRST_IMAGE, Machine};
 use super::rng::Rng;
 use super::store::{Published, SimStore, StoreState};
@@ -32,6 +32,17 @@ pub struct Senses<'a> {
 
 /// keepmark's backup: the engine under test, passed in, since nothing here may depend on it.
 pub type Backup<'a> = dyn Fn(&mut dyn Hypervisor, &dyn Store, &Request, AuditWish, &Senses<'_>) -> Result<()> + Sync + 'a;
+/// Its revert of all disks, without a backup before it.
+pub type Revert<'a> = dyn Fn(&mut dyn Hypervisor, &dyn Store, &StoredBackup, &Senses<'_>) -> Result<()> + Sync + 'a;
+
+/// The engine under test.
+#[derive(Clone, Copy)]
+pub struct Program<'a> {
+    /// Its backup.
+    pub backup: &'a Backup<'a>,
+    /// Its revert.
+    pub revert: &'a Revert<'a>,
+}
 
 /// How a history ended.
 #[derive(Debug, Clone)]
@@ -46,13 +57,13 @@ pub struct Outcome {
 
 /// Plays the steps in the world of a seed.
 #[must_use]
-pub fn play(seed: u64, steps: &[Step], backup: &Backup<'_>, broken: Option<Break>, telling: bool) -> Outcome {
+pub fn play(seed: u64, steps: &[Step], program: Program<'_>, broken: Option<Break>, telling: bool) -> Outcome {
     let world = Arc::new(Mutex::new(genesis(seed, broken, telling)));
     let mut violation = None;
     for (number, step) in steps.iter().enumerate() {
         match step {
             Step::Happen(event) => drop(lock(&world).happen(*event)),
-            Step::Backup(order) => run(&world, seed, order, backup),
+            Step::Backup(order) => run(&world, seed, order, program),
         }
         let mut world = lock(&world);
         world.clock += 60;
@@ -103,7 +114,7 @@ fn unreachable_name() -> DiskName {
 }
 
 /// One run of keepmark, and the judgement of it.
-fn run(world: &Shared, seed: u64, order: &Order, backup: &Backup<'_>) {
+fn run(world: &Shared, seed: u64, order: &Order, program: Program<'_>) {
     let before = Before::start(world, order);
     let request = Request { kind: order.kind.clone(), checkpoint: order.checkpoint, disks: before.disks.clone() };
     let (reuse, clock, start) = {
@@ -120,7 +131,11 @@ fn run(world: &Shared, seed: u64, order: &Order, backup: &Backup<'_>) {
     let senses = Senses { now: &now, elapsed: &|| Duration::ZERO, random: &random };
     let store = SimStore::new(world, before.store);
     let mut vm = SimVm::connect(world, before.machine);
-    let result = backup(&mut vm, &store, &request, order.audit, &senses);
+    if let Some(target) = before.target(world, order) {
+        let reverted = (program.revert)(&mut vm, &store, &target.backup, &senses);
+        before.judge_revert(&mut lock(world), &target, &reverted);
+    }
+    let result = (program.backup)(&mut vm, &store, &request, order.audit, &senses);
     let closed = Box::new(vm).close();
     before.judge(&mut lock(world), order, &result.and(closed));
 }
@@ -162,6 +177,35 @@ impl Before {
         }
         world.run = Some(Run { machine: place, faults: order.faults.clone(), unaudited: order.audit == AuditWish::Off, ..Run::default() });
         before
+    }
+
+    /// The backup to which a powered-off VM goes back first.
+    fn target(&self, world: &Shared, order: &Order) -> Option<Published> {
+        let world = lock(world);
+        let backups = &world.stores[self.store].backups;
+        let number = usize::from(order.back?).checked_rem(backups.len())?;
+        (self.power == Power::Off).then(|| backups[number].clone())
+    }
+
+    /// What went back holds what the backup restores to, but for silent edits, which no bitmap can show. That a backup does not fit
+    /// the VM any more is no fault.
+    fn judge_revert(&self, world: &mut World, target: &Published, result: &Result<()>) {
+        if result.is_err() || world.run.as_ref().is_none_or(|run| run.dead || run.disturbed) {
+            return;
+        }
+        world.stats.reverted += 1;
+        let (store, machine) = (&world.stores[self.store], &world.machines[self.machine]);
+        let is_wrong = |disk: &&SimDisk| {
+            let wanted = target.disks.iter().find(|stored| stored.name == disk.name).and_then(|stored| store.content(stored));
+            let missed = disk.layers.iter().flat_map(|layer| &layer.bitmaps).fold(0, |all, bitmap| all | bitmap.missed);
+            let hidden = missed | store.excused(&disk.name);
+            let differs = |(atom, (now, then)): (usize, ((u32, bool), u32))| now.0 != then && hidden & mask(atom, atom + 1) == 0;
+            wanted.is_some_and(|wanted| disk.content().into_iter().zip(wanted).enumerate().any(differs))
+        };
+        let wrong = machine.attached().find(is_wrong).map(|disk| disk.name.clone());
+        if let Some(name) = wrong {
+            world.wrong(|| format!("disk {name} does not hold what backup {} restores to, although it went back", target.backup.id));
+        }
     }
 
     fn judge(&self, world: &mut World, order: &Order, result: &Result<()>) {

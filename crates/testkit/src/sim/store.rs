@@ -141,6 +141,22 @@ impl StoreState {
         differing
     }
 
+    /// Atoms of a disk that some backup restores wrongly by a silent edit.
+    #[must_use]
+    pub fn excused(&self, name: &DiskName) -> Mask {
+        let disks = self.backups.iter().flat_map(|published| &published.disks).filter(|disk| disk.name == *name);
+        disks.fold(0, |all, disk| all | disk.excused)
+    }
+
+    /// Where two backups of a disk differ, in bytes; nothing where they are not cut alike.
+    fn difference(&self, one: &StoredDisk, other: &StoredDisk) -> Option<Extents> {
+        let unit = one.unit as u64 * ATOM;
+        let size = one.atoms as u64 * ATOM;
+        let unlike = one.chunks.iter().zip(&other.chunks).enumerate().filter(|(_, (one, other))| one != other);
+        let place = |place: usize| Extent::new(place as u64 * unit, ((place as u64 + 1) * unit).min(size));
+        (one.unit == other.unit && one.atoms == other.atoms).then(|| unlike.map(|(number, _)| place(number)).collect())
+    }
+
     fn find(&self, id: &BackupId) -> Option<&Published> {
         self.backups.iter().find(|published| published.backup.id == *id)
     }
@@ -259,6 +275,15 @@ impl Store for SimStore {
         Ok(())
     }
 
+    fn difference(&self, one: &BackupId, other: &BackupId, disk: &DiskName) -> Result<Option<Extents>> {
+        let mut world = lock(&self.world);
+        world.effect()?;
+        let state = &world.stores[self.place];
+        let stored = |id: &BackupId| state.find(id)?.disks.iter().find(|stored| stored.name == *disk);
+        let (one, other) = stored(one).zip(stored(other)).ok_or_else(|| failed("a backup is gone, or has no such disk"))?;
+        Ok(state.difference(one, other))
+    }
+
     fn prune(&self, _request: &PruneRequest, _monitor: &dyn Monitor) -> Result<Pruned> {
         Ok(Pruned::default())
     }
@@ -331,7 +356,8 @@ pub fn encode(atoms: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<Vec<u32>> {
+/// Bytes as atoms.
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<u32>> {
     let unit = usize::try_from(ATOM).unwrap_or_default();
     let atom = |space: &[u8]| match (space.first_chunk::<4>(), space.last_chunk::<4>()) {
         (Some(head), Some(tail)) if head == tail && space.len() == unit => Ok(u32::from_le_bytes(*head)),

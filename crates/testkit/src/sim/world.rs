@@ -100,6 +100,8 @@ pub struct Stats {
     pub killed: u64,
     /// Runs that failed.
     pub failed: u64,
+    /// Runs that took a VM back in place.
+    pub reverted: u64,
     /// Disks captured in full.
     pub full: u64,
     /// Disks captured differentially.
@@ -135,6 +137,7 @@ impl Stats {
         self.effects += other.effects;
         self.killed += other.killed;
         self.failed += other.failed;
+        self.reverted += other.reverted;
         self.full += other.full;
         self.differential += other.differential;
         self.incremental += other.incremental;

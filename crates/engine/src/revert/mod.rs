@@ -1,0 +1,252 @@
+//! Going back in place: the disks of a resting VM are taken to a backup's content, and only what differs is written.
+//!
+//! Order is what makes it safe: look and refuse; back the VM up as it is; find where it can differ; open the disks, guarded
+//! against being started; compare and write; make it durable; take the guard away, last. Dying anywhere before the last step
+//! leaves a disk that says so, or one that the next revert compares again. The sequence goes on as if the guest had written.
+
+mod compare;
+mod scope;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+
+use keepmark_model::audit::AuditWish;
+use keepmark_model::facts::VmFacts;
+use keepmark_model::manifest::StoredBackup;
+use keepmark_model::revert::{RevertDisk, RevertPlan, Scope, Wish, plan};
+use keepmark_model::seam::{BackupReader, Hypervisor, Monitor, PointDisk, Result, Store};
+use keepmark_model::writing::{Change, DiskChanges, Rest, Unfinished, WriteRequest, Writing};
+use keepmark_model::{BackupId, DiskName};
+
+use crate::backup::{BackupJob, backup, clean_up, millis};
+use crate::error::Error;
+use crate::surroundings::Surroundings;
+use compare::Comparison;
+use scope::{Basis, Found, Scoping};
+
+pub use crate::report::{RevertReport, RevertedDisk};
+
+/// Changes that wait to be written; each is at most a chunk.
+const WAITING_MAX: usize = 32;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevertJob {
+    /// The backup to go back to.
+    pub target: StoredBackup,
+    /// Which disks, and how.
+    pub wish: Wish,
+    /// How the VM is backed up before; none goes without.
+    pub safety: Option<BackupJob>,
+}
+
+/// What a VM and a store tell before a revert.
+struct Look {
+    facts: VmFacts,
+    unfinished: Vec<Unfinished>,
+    plan: RevertPlan,
+}
+
+fn look(vm: &mut dyn Hypervisor, store: &dyn Store, job: &RevertJob) -> Result<Look> {
+    let (unfinished, facts) = (vm.unfinished()?, vm.facts()?);
+    let (sequence, _) = store.backups(Some(&facts.identity.id()))?;
+    let plan = plan(&facts, &sequence, &job.target, &job.wish, &unfinished)?;
+    Ok(Look { facts, unfinished, plan })
+}
+
+/// Refuses what does not fit, before a guest is shut down for it.
+///
+/// # Errors
+/// When the backup does not fit the VM, or either cannot be looked at.
+pub fn check(vm: &mut dyn Hypervisor, store: &dyn Store, job: &RevertJob) -> Result<()> {
+    look(vm, store, job).map(drop)
+}
+
+/// Says what a revert would write and why, by comparing; changes nothing.
+///
+/// # Errors
+/// When the backup does not fit the VM, or either cannot be read.
+pub fn preview(
+    vm: &mut dyn Hypervisor,
+    store: &dyn Store,
+    job: &RevertJob,
+    world: Surroundings<'_>,
+    monitor: &dyn Monitor,
+) -> Result<RevertReport> {
+    let started = (world.elapsed)();
+    clean_up(vm, monitor)?;
+    let Look { facts, unfinished, plan } = look(vm, store, job)?;
+    let backup = store.open(&job.target.id)?;
+    let request = WriteRequest { disks: point_disks(&plan), run: world.run(), backup: job.target.id.clone() };
+    let mut point = vm.begin(&request.point())?;
+    let mut disks = Vec::new();
+    let scoping = Scoping { store, target: &job.target.id, facts: &facts, audit: AuditWish::Default, monitor };
+    for disk in &plan.disks {
+        let mut now = point.disk(&disk.name)?;
+        let found = scoping.of(disk, now.as_mut(), scoping.basis(disk)?.as_ref(), world.seed())?;
+        let counted = Counted::default();
+        let comparison = Comparison { disk, backup: backup.as_ref(), monitor };
+        comparison.run(now.as_mut(), &found.candidates, &|change| {
+            counted.count(&change);
+            Ok(())
+        })?;
+        disks.push(counted.report(disk, found));
+    }
+    point.release()?;
+    Ok(RevertReport {
+        event: "plan",
+        vm: facts.identity.name,
+        backup: job.target.id.clone(),
+        time: job.target.manifest.time,
+        safety_backup: None,
+        resumed: !unfinished.is_empty(),
+        disks,
+        kept: plan.kept,
+        duration_ms: millis((world.elapsed)().saturating_sub(started)),
+    })
+}
+
+/// Takes a VM's disks back to a backup.
+///
+/// # Errors
+/// When the VM is not at rest, the backup does not fit it, or something cannot be read or written. A disk that is half written
+/// then stays guarded, and the monitor is told.
+pub fn revert(
+    vm: &mut dyn Hypervisor,
+    store: &dyn Store,
+    job: &RevertJob,
+    world: Surroundings<'_>,
+    monitor: &dyn Monitor,
+) -> Result<RevertReport> {
+    let started = (world.elapsed)();
+    clean_up(vm, monitor)?;
+    check_rest(vm)?;
+    let first = look(vm, store, job)?;
+    // Open from here on, so that nobody prunes it away.
+    let target = store.open(&job.target.id)?;
+    for left in &first.unfinished {
+        monitor.note(&format!("disk {} was left half reverted to {}; this goes on from there", left.disk, left.backup));
+    }
+    // What is half written is worth no backup; the one from before it is in the store.
+    let safety = job.safety.as_ref().filter(|_| first.unfinished.is_empty());
+    let safety = safety.map(|job| backup(vm, store, job, world, monitor)).transpose()?.map(|report| report.backup);
+    let Look { facts, unfinished, plan } = if safety.is_some() { look(vm, store, job)? } else { first };
+    // The safety backup has audited its bitmaps just now.
+    let audit = if safety.is_some() { AuditWish::Off } else { AuditWish::Default };
+    let scoping = Scoping { store, target: &job.target.id, facts: &facts, audit, monitor };
+    let run = Run { scoping, target: target.as_ref(), world };
+    let disks = run.write(vm, &plan).inspect_err(|_| tell_half(vm, safety.as_ref(), monitor))?;
+    Ok(RevertReport {
+        event: "finished",
+        vm: facts.identity.name,
+        backup: job.target.id.clone(),
+        time: job.target.manifest.time,
+        safety_backup: safety,
+        resumed: !unfinished.is_empty(),
+        disks,
+        kept: plan.kept,
+        duration_ms: millis((world.elapsed)().saturating_sub(started)),
+    })
+}
+
+fn check_rest(vm: &mut dyn Hypervisor) -> Result<()> {
+    match vm.rest()? {
+        Rest::Resting { .. } => Ok(()),
+        Rest::Running => Err(Error::GuestRuns.into()),
+        Rest::Held(why) => Err(Error::GuestHeld { why }.into()),
+    }
+}
+
+/// The user's way out of a revert that failed in the middle.
+fn tell_half(vm: &mut dyn Hypervisor, safety: Option<&BackupId>, monitor: &dyn Monitor) {
+    let names = |left: Vec<Unfinished>| left.into_iter().map(|left| left.disk.to_string()).collect::<Vec<_>>().join(", ");
+    let half = vm.unfinished().map(names).unwrap_or_default();
+    if !half.is_empty() {
+        let back = safety.map_or_else(String::new, |id| format!(", or go back to {}, which was made just before", id.short()));
+        monitor.finding(&format!("half reverted, and not to be started: {half}; run the revert again to finish it{back}"));
+    }
+}
+
+fn point_disks(plan: &RevertPlan) -> Vec<PointDisk> {
+    let since = |disk: &RevertDisk| match &disk.scope {
+        Scope::Since(base) => Some(base.checkpoint.clone()),
+        Scope::Whole(_) => None,
+    };
+    plan.disks.iter().map(|disk| PointDisk { name: disk.name.clone(), since: since(disk) }).collect()
+}
+
+struct Run<'a> {
+    scoping: Scoping<'a>,
+    target: &'a dyn BackupReader,
+    world: Surroundings<'a>,
+}
+
+impl Run<'_> {
+    fn write(&self, vm: &mut dyn Hypervisor, plan: &RevertPlan) -> Result<Vec<RevertedDisk>> {
+        let monitor = self.scoping.monitor;
+        // Whatever the store can refuse, it refuses before anything is written.
+        let bases: Vec<Option<Basis<'_>>> = plan.disks.iter().map(|disk| self.scoping.basis(disk)).collect::<Result<_>>()?;
+        let request = WriteRequest { disks: point_disks(plan), run: self.world.run(), backup: self.scoping.target.clone() };
+        let mut writing = vm.begin_writing(&request)?;
+        let unguarded = writing.unguarded();
+        unguarded.iter().for_each(|text| monitor.note(text));
+        let written = plan.disks.iter().zip(&bases).map(|(disk, basis)| self.write_disk(writing.as_mut(), disk, basis.as_ref()));
+        let disks = written.collect::<Result<_>>().inspect_err(|_| unguarded.iter().for_each(|text| monitor.finding(text)))?;
+        writing.finish()?.iter().for_each(|text| monitor.finding(text));
+        Ok(disks)
+    }
+
+    /// Compares in this thread and in the store's, writes in another; durable when it returns.
+    fn write_disk(&self, writing: &mut dyn Writing, disk: &RevertDisk, basis: Option<&Basis<'_>>) -> Result<RevertedDisk> {
+        let mut now = writing.disk(&disk.name)?;
+        let mut changes = writing.changes(&disk.name)?;
+        let found = self.scoping.of(disk, now.as_mut(), basis, self.world.seed())?;
+        let counted = Counted::default();
+        let (sender, receiver) = sync_channel(WAITING_MAX);
+        let (compared, written) = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| write_all(changes.as_mut(), &mut receiver.into_iter().inspect(|change| counted.count(change))));
+            let comparison = Comparison { disk, backup: self.target, monitor: self.scoping.monitor };
+            let give = |change| sender.send(change).map_err(|_| ended(&disk.name).into());
+            let compared = comparison.run(now.as_mut(), &found.candidates, &give);
+            drop(sender);
+            (compared, writer.join().unwrap_or_else(|_| Err(ended(&disk.name).into())))
+        });
+        // A writer that failed made the comparing fail; what it says is the reason.
+        written.and(compared)?;
+        Ok(counted.report(disk, found))
+    }
+}
+
+fn write_all(changes: &mut dyn DiskChanges, all: &mut dyn Iterator<Item = Change>) -> Result<()> {
+    changes.apply(all)?;
+    changes.flush()
+}
+
+fn ended(disk: &DiskName) -> Error {
+    Error::WriterEnded { disk: disk.to_string() }
+}
+
+/// Bytes that were changed.
+#[derive(Default)]
+struct Counted {
+    written: AtomicU64,
+    zeroed: AtomicU64,
+}
+
+impl Counted {
+    fn count(&self, change: &Change) {
+        let counter = if matches!(change, Change::Zero(_)) { &self.zeroed } else { &self.written };
+        counter.fetch_add(change.len(), Ordering::Relaxed);
+    }
+
+    fn report(self, disk: &RevertDisk, found: Found) -> RevertedDisk {
+        RevertedDisk {
+            name: disk.name.to_string(),
+            size: disk.size.0,
+            reason: found.reason,
+            compared_bytes: found.candidates.total().0,
+            written_bytes: self.written.into_inner(),
+            zeroed_bytes: self.zeroed.into_inner(),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Shutting a domain's guest down for a revert, and starting it again, by libvirt's own calls.
+
+use std::time::{Duration, Instant};
+
+use keepmark_model::DiskName;
+use keepmark_model::facts::DiskFacts;
+use keepmark_model::seam::{self, Hypervisor};
+
+use crate::Options;
+use crate::api::{Domain, DomainState};
+use crate::error::{Error, Result};
+use crate::link::Link;
+use crate::look::facts;
+use crate::shut_off::ShutOff;
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// Asks the guest to power down (by its agent or its power button, as libvirt does) and opens the domain without it.
+///
+/// # Errors
+/// When it does not within the time, the domain would be gone then, or its disks are others when it is off. It goes on running, or
+/// is started again.
+pub(crate) fn shut_down(mut link: Link, options: Options, within: Duration, interrupted: &dyn Fn() -> bool) -> seam::Result<ShutOff> {
+    let (domain, uri, uuid) = (link.name().to_owned(), link.uri().to_owned(), link.uuid().to_owned());
+    if !link.call(Domain::is_persistent)? {
+        return Err(Error::Transient { domain }.into());
+    }
+    let before = images(facts(&mut link)?);
+    if let Err(refused) = link.once(Domain::shutdown) {
+        // It may have powered down by itself meanwhile.
+        if link.call(Domain::state)? != DomainState::Off {
+            return Err(refused.into());
+        }
+    }
+    wait_off(&mut link, within, interrupted)?;
+    let opened = ShutOff::open(link, options).map_err(Into::into).and_then(|mut opened| {
+        let after = images(opened.facts()?.disks);
+        if before.iter().all(|disk| after.contains(disk)) { Ok(opened.halted()) } else { Err(Error::OtherImages { domain }.into()) }
+    });
+    if opened.is_err() {
+        // Nothing has been done to it, and its failure is what counts.
+        drop(Link::open(Some(&uri), &uuid).and_then(|mut link| start(&mut link)));
+    }
+    opened
+}
+
+fn images(disks: Vec<DiskFacts>) -> Vec<(DiskName, String)> {
+    disks.into_iter().map(|disk| (disk.name, disk.image)).collect()
+}
+
+/// Starts a domain that is off.
+///
+/// # Errors
+/// When libvirt cannot.
+pub(crate) fn start(link: &mut Link) -> Result<()> {
+    if link.call(Domain::state)? == DomainState::Off { link.once(Domain::create) } else { Ok(()) }
+}
+
+fn wait_off(link: &mut Link, within: Duration, interrupted: &dyn Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + within;
+    while link.call(Domain::state)? != DomainState::Off {
+        if interrupted() {
+            return Err(Error::Interrupted);
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NotDown { domain: link.name().to_owned(), waited: within });
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
