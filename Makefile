@@ -13,7 +13,7 @@ export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: crash mutants simulate sabotage help deps build lint test demo bench bench-growth fuzz clean
+.PHONY: race crash mutants simulate sabotage help deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-growth: build ## how the cost of an incremental grows with the disk and wi
 
 crash: build ## kill keepmark, QEMU and the store's disk at every effect (as root; an hour; `make test` takes a share)
 	KEEPMARK_CRASH=all $(CARGO) test --release -p keepmark --test crash -- --nocapture
+
+race: build ## three writers, a pruner and a deleter on one repository, killed at random for ten minutes (`make test` takes one)
+	KEEPMARK_RACE_SECONDS=600 $(CARGO) test --release -p keepmark --test race -- --nocapture
 
 simulate: ## SEEDS=N [SEED=S]: simulated histories with faults at every effect; a failing one is told in words
 	$(CARGO) run --release -p keepmark-engine --example simulate -- $(or $(SEEDS),1000) $(SEED)
