@@ -1,7 +1,7 @@
 """Prints results as tables that a person reads: medians, ratios, and the targets beside them."""
 
 from .options import MIB
-from .targets import OURS, TARGETS
+from .targets import TARGETS
 
 HEADER = ("", "n", "wall s", "[min-max]", "x ref", "CPU s", "client", "server", "x ref", "RSS MiB", "server", "read MiB", "written", "others")
 FORMAT = "{:<32} {:>2} {:>7} {:>13} {:>6} {:>6} {:>7} {:>7} {:>6} {:>8} {:>7} {:>9} {:>8} {:>7}"
@@ -42,14 +42,14 @@ def row(results, case, tool, reference):
 
 def verdict(results, target):
     """The target, what was measured, and whether it is met."""
-    if OURS not in results.tools(target.case) or (target.other and target.other not in results.tools(target.case)):
+    if target.tool not in results.tools(target.case) or (target.other and target.other not in results.tools(target.case)):
         return f"target: {target.sentence()}: not measured"
     if target.other is None:
-        value = results.median(target.case, OURS, target.kind)
+        value = results.median(target.case, target.tool, target.kind)
     elif target.at_least:
-        value = results.ratio(target.case, target.other, OURS, target.kind)
+        value = results.ratio(target.case, target.other, target.tool, target.kind)
     else:
-        value = results.ratio(target.case, OURS, target.other, target.kind)
+        value = results.ratio(target.case, target.tool, target.other, target.kind)
     met = value >= target.limit if target.at_least else value <= target.limit
     shown = f"{value / MIB:.0f} MiB" if target.kind == "rss_client" else f"{value:.2f}"
     return f"target: {target.sentence()}: {shown}, {'met' if met else 'MISSED'}"

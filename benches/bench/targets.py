@@ -9,13 +9,14 @@ OURS = "keepmark"
 
 @dataclass(frozen=True)
 class Target:
-    """`kind` of figure of keepmark in `case`, against `other` (None: absolute), at most or at least `limit`."""
+    """`kind` of figure of `tool` in `case`, against `other` (None: absolute), at most or at least `limit`."""
 
     case: str
     kind: str  # wall, cpu, rss_client, read/dirty
     other: str | None
     limit: float
     at_least: bool = False
+    tool: str = OURS
 
     def sentence(self):
         sign = ">=" if self.at_least else "<="
@@ -26,6 +27,8 @@ class Target:
             return f"{NAMES[self.kind]} {sign} {value}"
         if self.at_least:
             return f"{self.limit:g}x faster than {self.other}"
+        if self.tool != OURS:
+            return f"{NAMES[self.kind]} of {self.tool} {sign} {self.limit:.2f}x {self.other}"
         return f"{NAMES[self.kind]} {sign} {self.limit:.2f}x {self.other}"
 
 
@@ -43,6 +46,8 @@ TARGETS = (
     Target("inc-1", "rss_client", None, MEMORY),
     Target("inc-5", "read/dirty", None, 1.8),
     Target("inc-5", "rss_client", None, MEMORY),
+    Target("inc-1", "wall", "blockdev-backup", 1.2, tool="keepmark-push"),
+    Target("inc-5", "wall", "blockdev-backup", 1.2, tool="keepmark-push"),
     Target("inc-0", "wall", None, 1.0),
     Target("fixed", "wall", None, 0.6),
     Target("restore", "wall", "nbdcopy", 1.4),

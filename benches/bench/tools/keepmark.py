@@ -35,16 +35,20 @@ class Keepmark(Tool):
         """The program with a configuration of our own: nothing of the host's is read, and the cache lies in our folder."""
         return self.program, "--config", self._config
 
+    def place(self):
+        """The store as the program is told of it."""
+        return str(self._store)
+
     def new_store(self):
         shutil.rmtree(self._store, ignore_errors=True)
         self.vm.forget_bitmaps()
-        measure([*self._keepmark(), "init", self._store], self.folder, environment=self._environment)
+        measure([*self._keepmark(), "init", self.place()], self.folder, environment=self._environment)
 
     def backup(self, kinds):
         """Measures one backup; fails if it was of none of these kinds."""
         warm(self.vm.image)
         cost = measure(
-            [*self._keepmark(), "--store", self._store, "--json", "-q", "backup", f"qmp:{self.vm.socket}"],
+            [*self._keepmark(), "--store", self.place(), "--json", "-q", "backup", f"qmp:{self.vm.socket}"],
             self.folder, [self.vm.pid], self._environment, written=self._store,
         )
         self.told = finished(cost.output)
@@ -70,7 +74,7 @@ class Keepmark(Tool):
     def restore(self, verify=False):
         out = self.empty("restored")
         cost = measure(
-            [*self._keepmark(), "--store", self._store, "-q", "restore", f"{self.vm.name}@latest", "--to", out],
+            [*self._keepmark(), "--store", self.place(), "-q", "restore", f"{self.vm.name}@latest", "--to", out],
             self.folder, environment=self._environment, written=out,
         )
         if verify:

@@ -56,7 +56,7 @@ impl Writes {
 }
 
 impl Rig {
-    /// With one full backup.
+    /// With one full backup; in a repository unless the lab has a store already.
     pub fn new(lab: Lab) -> Self {
         std::fs::create_dir(lab.path("vm")).unwrap();
         let mut builder = QemuBuilder::new(&lab.path("vm")).uuid("6e1a8d4c-0000-4000-8000-00000000abcd");
@@ -67,7 +67,9 @@ impl Rig {
             let attach = if name == "vda" { Attach::VirtioBlockdev } else { Attach::Scsi };
             builder = builder.disk(Disk::qcow2(name, &file).attach(attach));
         }
-        lab.ok(&["init"]);
+        if !lab.path("store").exists() {
+            lab.ok(&["init"]);
+        }
         let qemu = builder.start();
         Self::over(lab, qemu, Some(Writes::default()))
     }

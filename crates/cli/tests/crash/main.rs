@@ -15,6 +15,7 @@ mod domain;
 mod effect;
 mod guest;
 mod held;
+mod images;
 mod lab;
 mod live;
 mod power_cut;

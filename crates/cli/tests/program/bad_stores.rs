@@ -1,16 +1,15 @@
 //! Stores that are wrong, damaged, full or in use: what fails says why, and what is whole still restores.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use keepmark_testkit::image::{self, Format};
-use keepmark_testkit::process::run;
 use keepmark_testkit::{Disk, damage};
 use serde_json::Value;
 
 use crate::gate::Gate;
 use crate::lab::{Lab, MIB, assert_clean, assert_says, id, image_vm, our_bitmaps, text};
+use crate::small_disk::SmallDisk;
 
 #[test]
 fn a_wrong_password_is_12() {
@@ -231,27 +230,6 @@ fn a_cache_folder_that_cannot_be_written_costs_time_only() {
     assert_eq!(run.event("finished")["kind"], "incremental");
     image::assert_same(&lab.restore("web@latest", "out").join("vda.raw"), Format::Raw, &image, Format::Qcow2);
     lab.keepmark.ok(&["verify", "--read-data"]);
-}
-
-/// A file system of its own, small; dropping it unmounts it.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path, size: &str) -> Self {
-        std::fs::create_dir_all(at).unwrap();
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at));
-        Self(at.to_owned())
-    }
-
-    fn grow(&self, size: &str) {
-        run(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0));
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        run(Command::new("umount").arg(&self.0));
-    }
 }
 
 #[test]
