@@ -47,7 +47,7 @@ pub trait Hypervisor {
     /// # Errors
     /// When it cannot; why, in words.
     fn can_push(&self) -> std::result::Result<(), CannotPush> {
-        Err(CannotPush { why: "the hypervisor has no means for it".to_owned() })
+        Err(CannotPush { why: "only a running QEMU that is named by its monitor (qmp:SOCKET) can".to_owned() })
     }
 
     /// Removes bitmaps of these checkpoints from all disks and layers where they are and can be removed, in one transaction
@@ -190,7 +190,10 @@ pub trait FrozenPoint {
     /// # Errors
     /// When the hypervisor cannot, the request did not say so, an image cannot be written, or what `progress` returned.
     fn push(&mut self, _targets: &[PushTarget], _progress: &mut dyn FnMut(&DiskName, u64, u64) -> Result<()>) -> Result<()> {
-        Err(Failure::new(FailureClass::Usage, CannotPush { why: "the hypervisor has no means for it".to_owned() }))
+        Err(Failure::new(
+            FailureClass::Usage,
+            CannotPush { why: "only a running QEMU that is named by its monitor (qmp:SOCKET) can".to_owned() },
+        ))
     }
 
     /// Gives the moment up and leaves the VM as it was; the checkpoint stays.

@@ -62,7 +62,8 @@ pub(crate) fn find(survey: &Survey) -> Leftovers {
     let of =
         |wanted: &dyn Fn(&str) -> bool| ours.iter().filter(|node| wanted(&node.drv)).map(|node| node.node_name.clone()).collect::<Vec<_>>();
     let is_other = |driver: &str| ![READER, FILTER].contains(&driver);
-    let bitmaps = survey.nodes.iter().flat_map(|node| {
+    // Those on nodes of ours go with their nodes.
+    let bitmaps = survey.nodes.iter().filter(|node| !is_ours(&node.node_name)).flat_map(|node| {
         let names = node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.clone());
         names.filter(|name| is_ours(name) && !is_of_revert(name)).map(|name| (node.node_name.clone(), name))
     });

@@ -148,7 +148,6 @@ fn a_full_target_fails_the_backup_and_not_the_guest() {
     assert_eq!((our_bitmaps(&mut qemu), qemu.status().as_str()), (before, "running"));
     qemu.write("vda", 8, 0, MIB);
     small.grow("96m");
-    let through = lab.witness(&qemu);
     let next = keepmark.backup(&through.vm(), &[]);
     assert!(next["kind"] == "incremental" && was_pushed(&next, "vda"), "{next}");
     for (backup, truth, name) in [(&first, truth, "out1"), (&next, through.take(), "out2")] {

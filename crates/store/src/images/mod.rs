@@ -18,6 +18,7 @@ mod shelf;
 mod verify;
 mod write;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -87,7 +88,8 @@ impl ImageStore {
 
     fn list(&self, vm: Option<&VmId>) -> Result<(Vec<StoredBackup>, Vec<String>)> {
         let (mut backups, mut problems) = (Vec::new(), Vec::new());
-        for shelf in self.shelves()? {
+        let is_meant = |shelf: &Shelf| vm.is_none_or(|vm| shelf.folder().file_name().is_some_and(|name| name == vm.as_str()));
+        for shelf in self.shelves()?.iter().filter(|shelf| is_meant(shelf)) {
             let (mut listed, mut damaged) = shelf.list()?;
             backups.append(&mut listed);
             problems.append(&mut damaged);
@@ -183,7 +185,8 @@ impl Store for ImageStore {
     }
 
     fn delete(&self, ids: &[BackupId], monitor: &dyn Monitor) -> seam::Result<()> {
-        let found = ids.iter().map(|id| Ok((self.shelf_of(id)?, id.clone()))).collect::<Result<Vec<_>>>()?;
+        let ids: BTreeSet<&BackupId> = ids.iter().collect();
+        let found = ids.into_iter().map(|id| Ok((self.shelf_of(id)?, id.clone()))).collect::<Result<Vec<_>>>()?;
         delete::unlist(&found)?;
         let pruned = self.finish(monitor)?;
         pruned.waiting.iter().for_each(|whom| monitor.note(&format!("the space is freed later: {whom}")));
