@@ -11,6 +11,7 @@ use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::VmFacts;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{DiskPlan, Hold, Plan, Request, obsolete_checkpoints, plan};
+use keepmark_model::scheme::Standing;
 use keepmark_model::seam::{
     BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile, Store,
 };
@@ -242,13 +243,14 @@ impl Run<'_> {
             .filter_map(|(disk, captured)| self.manifest_disk(disk, captured, checkpoint.is_some()))
             .collect();
         let turned = planned.disks.iter().zip(&disks).find(|(planned, done)| planned.kind != done.kind);
-        Manifest {
+        let mut manifest = Manifest {
             version: MANIFEST_VERSION,
             program: self.job.program.clone(),
             vm: facts.identity.clone(),
             time,
             kind: if turned.is_some() { Kind::Resync } else { planned.kind },
             wanted: Some(planned.due.role),
+            standing: Standing::default(),
             tags: self.job.tags.clone(),
             reason: turned.map_or_else(|| planned.reason.clone(), |(_, done)| done.reason.clone()),
             checkpoint: checkpoint.cloned(),
@@ -261,7 +263,9 @@ impl Run<'_> {
             disks,
             skipped: facts.skipped.clone(),
             findings,
-        }
+        };
+        manifest.standing = Standing::of(&self.outlook.sequence).with(manifest.role(), time);
+        manifest
     }
 
     fn manifest_disk(&self, planned: &DiskPlan, captured: Captured, checkpointed: bool) -> Option<ManifestDisk> {

@@ -147,6 +147,7 @@ fn stored(place: usize, backup: &Backup) -> StoredBackup {
         time: time(backup.checkpoint),
         kind: Kind::Full,
         wanted: None,
+        standing: Default::default(),
         tags: Vec::new(),
         reason: String::new(),
         checkpoint: Some(name(backup.checkpoint)),

@@ -7,6 +7,7 @@ use crate::audit::AuditRecord;
 use crate::extents::{ChunkSize, Size};
 use crate::facts::{Power, SkippedDisk};
 use crate::names::{BackupId, CheckpointName, DiskName, VmId, VmIdentity};
+use crate::scheme::Standing;
 
 /// The manifest version that this program writes; newer ones are refused, older ones are read.
 pub const MANIFEST_VERSION: u32 = 1;
@@ -99,6 +100,9 @@ pub struct Manifest {
     /// What was wanted; none in manifests of programs that knew no scheme.
     #[serde(default)]
     pub wanted: Option<Role>,
+    /// When the newest full and the newest differential were, this one counted, though they may be deleted by now.
+    #[serde(default)]
+    pub standing: Standing,
     /// Words of the user's, by which retention can keep it.
     #[serde(default)]
     pub tags: Vec<String>,
@@ -246,6 +250,7 @@ pub(crate) mod tests {
             time: "2026-11-22T18:00:00Z".parse().unwrap(),
             kind: Kind::Full,
             wanted: Some(Role::Full),
+            standing: Standing::default(),
             tags: vec!["release".into()],
             reason: "first backup of this VM in this store".into(),
             consistency: Consistency::Crash,

@@ -153,6 +153,7 @@ fn backup(
         time,
         kind,
         wanted: None,
+        standing: Default::default(),
         tags: Vec::new(),
         reason: String::new(),
         checkpoint: None,

@@ -74,6 +74,7 @@ fn publish(repository: &Repository, number: u32) -> Result<(), Box<dyn Error>> {
         time,
         kind: Kind::Full,
         wanted: None,
+        standing: Default::default(),
         tags: Vec::new(),
         reason: "synthetic".into(),
         checkpoint: None,

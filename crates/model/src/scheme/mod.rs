@@ -7,6 +7,7 @@ pub mod rhythm;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
 
 use crate::manifest::{Role, StoredBackup};
 
@@ -36,18 +37,25 @@ pub struct Due {
 
 /// What the scheme has to know of a sequence: when its newest full was, and its newest full or differential.
 ///
+/// Each manifest carries it on: a full that retention has let go was made all the same.
 /// Backups without a checkpoint count, too: nothing builds on them, but what was wanted that day was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
-    full: Option<Timestamp>,
-    differential: Option<Timestamp>,
+    /// The newest full.
+    pub full: Option<Timestamp>,
+    /// The newest full or differential.
+    pub differential: Option<Timestamp>,
 }
 
 impl Standing {
     /// Of a sequence.
     #[must_use]
     pub fn of(sequence: &[StoredBackup]) -> Self {
-        sequence.iter().fold(Self::default(), |standing, backup| standing.with(backup.manifest.role(), backup.manifest.time))
+        sequence.iter().map(|backup| &backup.manifest).fold(Self::default(), |standing, manifest| {
+            let Self { full, differential } = manifest.standing;
+            let known = Self { full: standing.full.max(full), differential: standing.differential.max(differential) };
+            known.with(manifest.role(), manifest.time)
+        })
     }
 
     /// After one more backup.
@@ -189,6 +197,22 @@ mod tests {
         let words = gfs().due(&standing(Role::Incremental, "2026-11-08T23:59:59Z"), december).reason;
         assert_eq!(words, "a full backup is due (monthly, 2026-12-07; the last one is of 2026-11-02)");
         assert!(gfs().due(&Standing::default(), monday).reason.ends_with("there is none yet)"));
+    }
+
+    #[test]
+    fn what_was_made_and_deleted_since_is_not_made_again() {
+        use crate::manifest::Kind;
+        use crate::trust::tests::backup;
+        let mut full = backup("f", None);
+        full.manifest.time = at("2026-11-02T01:00:00Z");
+        let mut last = backup("i", None);
+        (last.manifest.kind, last.manifest.time) = (Kind::Incremental, at("2026-11-10T01:00:00Z"));
+        last.manifest.standing = Standing::of(std::slice::from_ref(&full)).with(Role::Differential, at("2026-11-09T01:00:00Z"));
+        let due = |sequence: &[StoredBackup]| gfs().due(&Standing::of(sequence), at("2026-11-11T01:00:00Z")).role;
+        assert_eq!(due(&[full.clone(), last.clone()]), Role::Incremental);
+        assert_eq!(due(std::slice::from_ref(&last)), Role::Incremental);
+        assert_eq!(due(std::slice::from_ref(&full)), Role::Differential);
+        assert_eq!(Standing::of(&[last]).full, Some(full.manifest.time));
     }
 
     #[test]

@@ -135,6 +135,7 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
         time: time.parse().unwrap(),
         kind,
         wanted: None,
+        standing: Default::default(),
         tags: Vec::new(),
         reason: "test".into(),
         checkpoint: None,

@@ -25,7 +25,7 @@ struct Chunk {
     lost: bool,
 }
 
-/// A disk of a backup: its chunks in the pool, none for zeros.
+/// A disk of a backup: its chunks in the pool, none for zeros and for what a backup below it holds.
 #[derive(Debug, Clone)]
 pub struct StoredDisk {
     /// Which disk.
@@ -33,6 +33,9 @@ pub struct StoredDisk {
     atoms: usize,
     unit: usize,
     chunks: Vec<Option<usize>>,
+    // In a store of chains: the backup that holds the chunks which are below.
+    parent: Option<BackupId>,
+    below: Vec<bool>,
     truth: Vec<u32>,
     excused: Mask,
     inherited: Option<Inherited>,
@@ -51,6 +54,17 @@ impl StoredDisk {
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.excused == 0
+    }
+
+    /// Takes over what a lower one holds for it, and what is below that.
+    fn take_over(&mut self, lower: &Self) {
+        let held = lower.chunks.iter().zip(&lower.below);
+        for ((chunk, below), (held, is_lower)) in self.chunks.iter_mut().zip(&mut self.below).zip(held) {
+            if *below && !is_lower {
+                (*chunk, *below) = (*held, false);
+            }
+        }
+        self.parent = lower.parent.clone();
     }
 }
 
@@ -74,6 +88,10 @@ pub struct StoreState {
     pub backups: Vec<Published>,
     /// How many were ever published.
     pub published: u64,
+    /// Whether a backup holds only what was put, and needs its base for the rest, as in an image store.
+    pub chained: bool,
+    /// How often a deleted backup was merged into one that needed it.
+    pub merged: u64,
     pool: Vec<Chunk>,
     known: HashMap<Arc<[u32]>, usize>,
 }
@@ -82,7 +100,16 @@ impl StoreState {
     /// An empty store.
     #[must_use]
     pub fn new(id: &str, chunk: ChunkSize) -> Self {
-        Self { id: StoreId::new(id), chunk, backups: Vec::new(), published: 0, pool: Vec::new(), known: HashMap::new() }
+        Self {
+            id: StoreId::new(id),
+            chunk,
+            backups: Vec::new(),
+            published: 0,
+            chained: false,
+            merged: 0,
+            pool: Vec::new(),
+            known: HashMap::new(),
+        }
     }
 
     /// Its host loses what was not synced.
@@ -96,7 +123,32 @@ impl StoreState {
     /// A backup is deleted.
     pub fn delete(&mut self, choice: u8) -> Option<Published> {
         let place = usize::from(choice) % self.backups.len().max(1);
-        (place < self.backups.len()).then(|| self.backups.remove(place))
+        (place < self.backups.len()).then(|| self.remove(place))
+    }
+
+    /// Takes a backup away; those that need it get what it holds for them first.
+    fn remove(&mut self, place: usize) -> Published {
+        let gone = self.backups.remove(place);
+        for other in &mut self.backups {
+            for disk in other.disks.iter_mut().filter(|disk| disk.parent.as_ref() == Some(&gone.backup.id)) {
+                if let Some(lower) = gone.disks.iter().find(|lower| lower.name == disk.name) {
+                    disk.take_over(lower);
+                    self.merged += 1;
+                }
+            }
+            other.backup.builds_on = parents(&other.disks);
+        }
+        gone
+    }
+
+    /// A disk with all that the backups below it hold for it; nothing if one of them is not there.
+    fn whole(&self, disk: &StoredDisk) -> Option<StoredDisk> {
+        let mut whole = disk.clone();
+        while whole.below.contains(&true) {
+            let lower = self.find(whole.parent.as_ref()?)?;
+            whole.take_over(lower.disks.iter().find(|lower| lower.name == disk.name)?);
+        }
+        Some(whole)
     }
 
     fn intern(&mut self, atoms: &[u32]) -> usize {
@@ -118,7 +170,7 @@ impl StoreState {
     #[must_use]
     pub fn content(&self, disk: &StoredDisk) -> Option<Vec<u32>> {
         let mut content = vec![0; disk.atoms];
-        for (space, chunk) in content.chunks_mut(disk.unit).zip(&disk.chunks) {
+        for (space, chunk) in content.chunks_mut(disk.unit).zip(&self.whole(disk)?.chunks) {
             let atoms = self.chunk(*chunk)?;
             space.get_mut(..atoms.len())?.copy_from_slice(atoms);
         }
@@ -128,7 +180,8 @@ impl StoreState {
     /// Atoms at which a disk would not restore to the truth.
     fn differing(&self, disk: &StoredDisk) -> Mask {
         let mut differing = 0;
-        for (number, (truth, chunk)) in disk.truth.chunks(disk.unit).zip(&disk.chunks).enumerate() {
+        let Some(whole) = self.whole(disk) else { return Mask::MAX };
+        for (number, (truth, chunk)) in disk.truth.chunks(disk.unit).zip(&whole.chunks).enumerate() {
             let Some(atoms) = self.chunk(*chunk) else {
                 differing |= mask(number * disk.unit, number * disk.unit + truth.len());
                 continue;
@@ -249,8 +302,11 @@ impl Store for SimStore {
     fn open(&self, id: &BackupId) -> Result<Box<dyn BackupReader + '_>> {
         let mut world = lock(&self.world);
         world.effect()?;
-        let published = world.stores[self.place].find(id).ok_or_else(|| failed(format!("there is no backup {id}")))?.clone();
-        Ok(Box::new(Reader { store: self, published }))
+        let state = &world.stores[self.place];
+        let found = state.find(id).ok_or_else(|| failed(format!("there is no backup {id}")))?;
+        let disks = found.disks.iter().map(|disk| state.whole(disk)).collect::<Option<Vec<StoredDisk>>>();
+        let disks = disks.ok_or_else(|| failed("a backup below it is gone"))?;
+        Ok(Box::new(Reader { store: self, published: Published { backup: found.backup.clone(), disks } }))
     }
 
     fn delete(&self, ids: &[BackupId], _monitor: &dyn Monitor) -> Result<()> {
@@ -261,7 +317,10 @@ impl Store for SimStore {
         }
         for id in ids {
             world.effect()?;
-            world.stores[self.place].backups.retain(|published| published.backup.id != *id);
+            let state = &mut world.stores[self.place];
+            if let Some(place) = state.backups.iter().position(|published| published.backup.id == *id) {
+                state.remove(place);
+            }
         }
         Ok(())
     }
@@ -379,6 +438,7 @@ impl BackupWriter for Writer<'_> {
             let mut world = lock(&self.store.world);
             world.effect()?;
             let base = base(&world.stores[self.store.place], content)?;
+            let base = base.as_ref();
             let held = |base: &StoredDisk| base.chunks.iter().map(Option::is_some).collect();
             (declared(base, content)?, base.map(|base| Inherited { excused: base.excused, held: held(base) }))
         };
@@ -397,6 +457,7 @@ impl BackupWriter for Writer<'_> {
         let mut published = Some(Published { backup: StoredBackup::new(id.clone(), manifest.clone()), disks });
         let used: Vec<usize> =
             published.iter().flat_map(|published| &published.disks).flat_map(|disk| disk.chunks.iter().flatten().copied()).collect();
+        published.iter_mut().for_each(Published::forget_what_is_below);
         if early && let Some(published) = published.take() {
             world.publish(store.place, published);
         }
@@ -408,6 +469,9 @@ impl BackupWriter for Writer<'_> {
         used.iter().filter(|place| !trusting || **place >= known).for_each(|place| state.pool[*place].durable = true);
         world.effect()?;
         if let Some(published) = published {
+            if !published.backup.builds_on.iter().all(|id| world.stores[store.place].find(id).is_some()) {
+                return Err(failed("what it builds on is gone"));
+            }
             world.publish(store.place, published);
         }
         // A refusal here is an answer that got lost: the backup exists, and keepmark does not know.
@@ -416,10 +480,29 @@ impl BackupWriter for Writer<'_> {
     }
 }
 
-fn base<'s>(state: &'s StoreState, content: &DiskContent) -> Result<Option<&'s StoredDisk>> {
+fn base(state: &StoreState, content: &DiskContent) -> Result<Option<StoredDisk>> {
     let Some(id) = &content.base else { return Ok(None) };
     let published = state.find(id).ok_or_else(|| failed(format!("there is no base {id}")))?;
-    published.disks.iter().find(|disk| disk.name == content.name).map(Some).ok_or_else(|| failed("the base has no such disk"))
+    let disk = published.disks.iter().find(|disk| disk.name == content.name).ok_or_else(|| failed("the base has no such disk"))?;
+    state.whole(disk).map(Some).ok_or_else(|| failed("what the base builds on is gone"))
+}
+
+/// The backups that disks need, each once.
+fn parents(disks: &[StoredDisk]) -> Vec<BackupId> {
+    let mut parents: Vec<BackupId> = disks.iter().filter_map(|disk| disk.parent.clone()).collect();
+    parents.sort_unstable();
+    parents.dedup();
+    parents
+}
+
+impl Published {
+    /// In a store of chains a backup has only what is its own.
+    fn forget_what_is_below(&mut self) {
+        for disk in &mut self.disks {
+            disk.chunks.iter_mut().zip(&disk.below).filter(|(_, below)| **below).for_each(|(chunk, _)| *chunk = None);
+        }
+        self.backup.builds_on = parents(&self.disks);
+    }
 }
 
 /// Where each chunk of a disk comes from: to be put, zero, or the base's.
@@ -442,7 +525,7 @@ fn declared(base: Option<&StoredDisk>, content: &DiskContent) -> Result<Vec<Slot
         let then = content.chunk_size.extent(ChunkIndex(number), Size(base.atoms as u64 * ATOM));
         let place = usize::try_from(number).unwrap_or(usize::MAX);
         match base.chunks.get(place) {
-            Some(chunk) if then == extent && base.unit as u64 * ATOM == unit => Ok(Slot::Done(*chunk)),
+            Some(chunk) if then == extent && base.unit as u64 * ATOM == unit => Ok(Slot::Below(*chunk)),
             _ => Err(failed("the base has no such chunk")),
         }
     };
@@ -453,6 +536,7 @@ fn declared(base: Option<&StoredDisk>, content: &DiskContent) -> Result<Vec<Slot
 enum Slot {
     Awaited,
     Done(Option<usize>),
+    Below(Option<usize>),
 }
 
 struct Disk<'a, 'b> {
@@ -482,15 +566,22 @@ impl DiskWriter for Disk<'_, '_> {
 
     fn finish(self: Box<Self>) -> Result<DiskStored> {
         let Self { writer, content, chunks, inherited } = *self;
-        lock(&writer.store.world).effect()?;
+        let chained = {
+            let mut world = lock(&writer.store.world);
+            world.effect()?;
+            world.stores[writer.store.place].chained
+        };
+        let below = chunks.iter().map(|slot| chained && matches!(slot, Slot::Below(_))).collect();
         let done = |slot: &Slot| match slot {
-            Slot::Done(chunk) => Ok(*chunk),
+            Slot::Done(chunk) | Slot::Below(chunk) => Ok(*chunk),
             Slot::Awaited => Err(failed("a chunk is missing")),
         };
         let chunks: Vec<Option<usize>> = chunks.iter().map(done).collect::<Result<_>>()?;
         let atoms = usize::try_from(content.size.0 / ATOM).unwrap_or_default();
         let unit = usize::try_from(content.chunk_size.bytes() / ATOM).unwrap_or(1);
-        writer.disks.push(StoredDisk { name: content.name, atoms, unit, chunks, truth: Vec::new(), excused: 0, inherited });
+        let parent = content.base.filter(|_| chained);
+        let (truth, excused) = (Vec::new(), 0);
+        writer.disks.push(StoredDisk { name: content.name, atoms, unit, chunks, parent, below, truth, excused, inherited });
         Ok(DiskStored::default())
     }
 }
