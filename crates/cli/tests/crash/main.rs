@@ -20,6 +20,7 @@ mod lab;
 mod live;
 mod power_cut;
 mod powered_off;
+mod prune;
 mod pulse;
 mod qemu_killed;
 mod restore;

@@ -4,6 +4,7 @@ pub mod file;
 mod others;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -22,6 +23,9 @@ use crate::repository::sealed_file;
 
 /// How often a held lock is written anew; restic's own interval.
 const REFRESH_EVERY: Duration = Duration::from_mins(5);
+
+/// So often a lock's upload may be swept away by others before that is an error.
+const SWEPT_MAX: usize = 10;
 
 /// What the machine says of us; passed in, because a library does not look around.
 #[derive(Clone)]
@@ -222,7 +226,11 @@ impl Held {
     }
 }
 
+/// Writes a lock. Before it has its name nobody knows that we are there: who believes to be alone may sweep the upload away.
 fn write(core: &Core, environment: &Environment, current: &Current) -> Result<Id> {
     let file = LockFile::ours(environment, current.exclusive, current.holder.clone());
-    sealed_file::write(&*core.backend, &core.key, FileKind::Lock, &file)
+    let attempt = || sealed_file::write(&*core.backend, &core.key, FileKind::Lock, &file);
+    let is_swept = |outcome: &Result<Id>| matches!(outcome, Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound);
+    let again = std::iter::repeat_with(attempt).take(SWEPT_MAX).find(|outcome| !is_swept(outcome));
+    again.unwrap_or_else(attempt)
 }
