@@ -17,7 +17,7 @@ plain=(
   nbdkit libnbd-bin restic virtnbdbackup                                  # other implementations to test against and to compare with
   busybox-static e2fsprogs kmod ovmf                                      # the guest
   swtpm swtpm-tools                                                       # its TPM
-  jq python3 util-linux procps socat strace time                          # scripts and tests
+  jq python3 util-linux procps socat strace time faketime                 # scripts and tests
 )
 backported_qemu=(qemu-system-x86 qemu-utils)
 backported_libvirt=(libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients libvirt-dev)

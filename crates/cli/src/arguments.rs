@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, prune, restore, revert, show, status,
-    verify, watchdog,
+    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, prune, restore, revert, scheme, show,
+    status, verify, watchdog,
 };
 
 const EXAMPLES: &str = "\
@@ -84,6 +84,8 @@ pub enum Command {
     Pin(pin::PinArguments),
     /// Say that a backup need not stay any more
     Unpin(pin::PinArguments),
+    /// Print the calendar ahead: which kind falls when, and until when it stays
+    Scheme(scheme::SchemeArguments),
     /// Show what is known of one backup
     Show(show::ShowArguments),
     /// Get disks of a backup back, or the whole VM

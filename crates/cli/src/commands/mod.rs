@@ -15,6 +15,7 @@ pub mod plan;
 pub mod prune;
 pub mod restore;
 pub mod revert;
+pub mod scheme;
 pub mod show;
 pub mod status;
 pub mod verify;
@@ -42,6 +43,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Command::Delete(arguments) => delete::run(&context()?, &arguments),
         Command::Pin(arguments) => pin::run(&context()?, &arguments, true),
         Command::Unpin(arguments) => pin::run(&context()?, &arguments, false),
+        Command::Scheme(arguments) => scheme::run(&context()?, &arguments),
         Command::Show(arguments) => show::run(&context()?, &arguments),
         Command::Restore(arguments) => restore::run(&context()?, &arguments),
         Command::Revert(arguments) => revert::run(&context()?, &arguments),

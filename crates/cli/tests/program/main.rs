@@ -22,5 +22,6 @@ mod several;
 mod shapes;
 mod small_disk;
 mod status;
+mod ten_weeks;
 mod terminal;
 mod words;

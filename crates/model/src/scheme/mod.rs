@@ -3,6 +3,7 @@
 //! Each kind has a rhythm of its own. A kind is due when its rhythm has fallen since the newest backup of that kind or a greater one:
 //! so a missed run is caught up once, whenever the next one comes, and a failed backup, which is in no sequence, does not count.
 
+pub mod preview;
 pub mod rhythm;
 
 use jiff::Timestamp;
