@@ -3,7 +3,6 @@
 //!
 //! A minute in `make test`; `make race` (`KEEPMARK_RACE_SECONDS=600`) takes ten.
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
-#![expect(clippy::print_stdout, reason = "a race tells what happened in it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
