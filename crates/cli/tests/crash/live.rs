@@ -67,7 +67,8 @@ impl Rig {
             let attach = if name == "vda" { Attach::VirtioBlockdev } else { Attach::Scsi };
             builder = builder.disk(Disk::qcow2(name, &file).attach(attach));
         }
-        if !lab.path("store").exists() {
+        let has_store = std::fs::read_dir(lab.path("store")).is_ok_and(|mut entries| entries.next().is_some());
+        if !has_store {
             lab.ok(&["init"]);
         }
         let qemu = builder.start();
