@@ -207,7 +207,8 @@ mod tests {
         let mut full = backup("f", None);
         full.manifest.time = at("2026-11-02T01:00:00Z");
         let mut last = backup("i", None);
-        (last.manifest.kind, last.manifest.time) = (Kind::Incremental, at("2026-11-10T01:00:00Z"));
+        (last.manifest.kind, last.manifest.wanted) = (Kind::Incremental, Some(Role::Incremental));
+        last.manifest.time = at("2026-11-10T01:00:00Z");
         last.manifest.standing = Standing::of(std::slice::from_ref(&full)).with(Role::Differential, at("2026-11-09T01:00:00Z"));
         let due = |sequence: &[StoredBackup]| gfs().due(&Standing::of(sequence), at("2026-11-11T01:00:00Z")).role;
         assert_eq!(due(&[full.clone(), last.clone()]), Role::Incremental);

@@ -109,8 +109,8 @@ mod tests {
         let told = preview(&[first.clone()], &scheme, Some(&policy), now, until);
         let letters: String = told.iter().map(|ahead| ahead.role.word().chars().next().unwrap()).collect();
         assert_eq!(letters, "iiiidiiiidiiiidiiiidiiiifiiii");
-        // Tuesday's is among five days with a backup until the next Monday's are five.
-        assert_eq!(told[0].until, Some("2026-11-09T00:00:00Z".parse().unwrap()));
+        // Tuesday's is one of five days with a backup until the next Tuesday has one.
+        assert_eq!(told[0].until, Some("2026-11-10T00:00:00Z".parse().unwrap()));
         assert_eq!(told.last().unwrap().kept_by.first().map(ToString::to_string).as_deref(), Some("daily"));
         assert_eq!((told[24].bytes, told[0].bytes), (Some(first.manifest.stored_bytes()), None));
         assert!(preview(&[first], &scheme, None, now, until).iter().all(|ahead| ahead.until.is_none()));
