@@ -12,7 +12,7 @@ const EXAMPLES: &str = "\
 Examples:
   keepmark pin web01@latest           stays until it is unpinned: 'forget' keeps it, 'delete' refuses it
   keepmark unpin 3f9a1c0d
-  keepmark list web01                 pinned ones have a P";
+  keepmark list web01                 pinned ones are marked \"pinned\"";
 
 /// Say that backups stay, or that they need not.
 #[derive(Debug, Args)]
