@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use keepmark_engine::report::in_one_line;
 use keepmark_engine::{BackupReport, DiskReport};
+use keepmark_model::failure::in_one_line;
 use keepmark_model::seam::Monitor;
 use keepmark_model::{Failure, FailureClass};
 use serde_json::json;

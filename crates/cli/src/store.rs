@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::seam::{Monitor, Store};
-use keepmark_model::select::select as select_backup;
+use keepmark_model::select::{of_vm as of_vm_in, select as select_backup};
 use keepmark_model::{ChunkSize, Failure, FailureClass, StoreId};
 use keepmark_qemu::QemuImages;
 use keepmark_store::{Environment, ImageOptions, ImageStore, Options, Repository};
@@ -170,4 +170,12 @@ pub fn select(context: &Context, store: &dyn Store, text: &str) -> Result<Stored
 pub fn find<'a>(backups: &'a [StoredBackup], text: &str) -> Result<&'a StoredBackup, Failure> {
     let found = select_backup(backups, text, &TimeZone::system());
     found.map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list'"))
+}
+
+/// The backups of the VM that a name or UUID means, oldest first.
+///
+/// # Errors
+/// When it means none, or several.
+pub fn of_vm<'a>(backups: &'a [StoredBackup], vm: &str) -> Result<Vec<&'a StoredBackup>, Failure> {
+    of_vm_in(backups, vm).map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list' for all"))
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::VmFacts;
+use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{DiskPlan, Hold, Plan, Request, obsolete_checkpoints, plan};
 use keepmark_model::scheme::Standing;
@@ -21,7 +22,7 @@ use crate::audit::Audit;
 use crate::capture::{Captured, capture, look};
 use crate::error::Error;
 use crate::push::{self, Mode};
-use crate::report::{BackupReport, in_one_line};
+use crate::report::BackupReport;
 use crate::surroundings::Surroundings;
 
 /// What is to be done.

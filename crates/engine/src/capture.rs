@@ -1,6 +1,7 @@
 //! Capture: one disk at its frozen moment into the store, chunk by chunk.
 
 use keepmark_model::audit::AuditRecord;
+use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::Kind;
 use keepmark_model::plan::DiskPlan;
 use keepmark_model::rules::{Rule, broken};
@@ -9,7 +10,6 @@ use keepmark_model::{BackupId, ChunkSize, Extent, Extents, Size};
 
 use crate::audit::{Audit, Audited, audit};
 use crate::error::{Error, is_damage};
-use crate::report::in_one_line;
 
 /// One disk's backup, before it is written into the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,7 +215,8 @@ fn pump(disk: &mut dyn FrozenDisk, content: &DiskContent, target: &mut dyn DiskW
     Ok(())
 }
 
-fn check_is_chunk(disk: &str, came: Extent, expected: Extent, bytes: usize) -> Result<()> {
+/// What was read must be the chunk that was asked for, all of it.
+pub(crate) fn check_is_chunk(disk: &str, came: Extent, expected: Extent, bytes: usize) -> Result<()> {
     if came == expected && Size(bytes as u64) == Size(expected.len()) {
         return Ok(());
     }

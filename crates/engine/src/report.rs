@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use keepmark_model::manifest::{Manifest, ManifestDisk};
-use keepmark_model::{BackupId, DiskName, Failure};
+use keepmark_model::{BackupId, DiskName};
 use serde::Serialize;
 
 /// A finished backup, in the shape of the documented `finished` event.
@@ -126,17 +126,4 @@ pub struct RevertedDisk {
     pub written_bytes: u64,
     /// Bytes that differed and were zeroed.
     pub zeroed_bytes: u64,
-}
-
-/// A failure and its causes on one line, for findings.
-#[must_use]
-pub fn in_one_line(failure: &Failure) -> String {
-    let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(failure);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

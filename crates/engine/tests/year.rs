@@ -17,7 +17,7 @@ use keepmark_model::manifest::{Kind, StoredBackup};
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::retention::{Beyond, Keep, Policy, Style, judge};
 use keepmark_model::scheme::Scheme;
-use keepmark_model::seam::{Freeze, Hypervisor, Monitor, Store};
+use keepmark_model::seam::{Freeze, Hypervisor, Silent, Store};
 use keepmark_model::{BackupId, ChunkSize, DiskName};
 use keepmark_testkit::OrFail;
 use keepmark_testkit::sim::event::{Event, EventKind};
@@ -46,18 +46,6 @@ const FAILED: [(Date, u32, Fault); 4] = [
 const RESTORED: [(Date, u8); 3] = [(date(2026, 4, 15), 2), (date(2026, 8, 19), 0), (date(2026, 11, 25), 9)];
 const QEMU_KILLED: [Date; 2] = [date(2026, 6, 24), date(2026, 10, 19)];
 const GROWN: Date = date(2026, 9, 2);
-
-struct Silent;
-
-impl Monitor for Silent {
-    fn progress(&self, _: &str, _: u64, _: u64) {}
-    fn finished(&self, _: &str) {}
-    fn finding(&self, _: &str) {}
-    fn note(&self, _: &str) {}
-    fn interrupted(&self) -> bool {
-        false
-    }
-}
 
 /// A backup as the plain restatement has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,7 +203,7 @@ impl Year {
         let listed = self.listed();
         let seen = |backup: &StoredBackup| {
             let day = backup.manifest.time.to_zoned(self.scheme.zone.clone()).date();
-            Expected { day, letter: letter(backup.manifest.kind), wanted: backup.manifest.role().word().to_uppercase().remove(0) }
+            Expected { day, letter: backup.manifest.kind.letter(), wanted: backup.manifest.role().word().to_uppercase().remove(0) }
         };
         assert_eq!(listed.iter().map(seen).collect::<Vec<_>>(), self.expected, "on {day}");
         let world = lock(&self.world);
@@ -239,15 +227,6 @@ impl Year {
         assert!(new.manifest.disks.iter().all(|disk| disk.base == expected), "on {day}");
         let chained = lock(&self.world).stores[0].chained;
         assert_eq!(new.builds_on, if chained { Vec::from_iter(expected) } else { Vec::new() }, "on {day}");
-    }
-}
-
-fn letter(kind: Kind) -> char {
-    match kind {
-        Kind::Full => 'F',
-        Kind::Differential => 'D',
-        Kind::Incremental => 'I',
-        Kind::Resync => 'R',
     }
 }
 

@@ -82,6 +82,17 @@ impl Error for Failure {
     }
 }
 
+/// An error and its causes on one line.
+#[must_use]
+pub fn in_one_line(error: &dyn Error) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +112,12 @@ mod tests {
         assert!(failure.source().unwrap().is::<Inner>() && Failure::new(FailureClass::Failed, Inner).source().is_none());
         assert_eq!((failure.class(), failure.hint()), (FailureClass::Locked, None));
         assert_eq!(failure.with_hint("wait").hint(), Some("wait"));
+    }
+
+    #[test]
+    fn a_failure_is_told_on_one_line_with_its_causes() {
+        assert_eq!(in_one_line(&Failure::new(FailureClass::Failed, Outer(Inner))), "cannot do it: it is broken");
+        assert_eq!(in_one_line(&Inner), "it is broken");
     }
 
     #[test]

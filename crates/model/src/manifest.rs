@@ -37,6 +37,17 @@ impl Kind {
             Self::Resync => "resync",
         }
     }
+
+    /// The letter by which it is drawn in a sequence.
+    #[must_use]
+    pub fn letter(self) -> char {
+        match self {
+            Self::Full => 'F',
+            Self::Differential => 'D',
+            Self::Incremental => 'I',
+            Self::Resync => 'R',
+        }
+    }
 }
 
 /// What was wanted of a backup, by the scheme or by the user; how it was captured is its [`Kind`].

@@ -523,3 +523,17 @@ pub trait Monitor: Sync {
     /// Whether the user asked to stop; long work asks this often.
     fn interrupted(&self) -> bool;
 }
+
+/// A monitor for whoever has nobody to tell.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Monitor for Silent {
+    fn progress(&self, _: &str, _: u64, _: u64) {}
+    fn finished(&self, _: &str) {}
+    fn finding(&self, _: &str) {}
+    fn note(&self, _: &str) {}
+    fn interrupted(&self) -> bool {
+        false
+    }
+}

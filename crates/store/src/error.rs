@@ -251,17 +251,6 @@ impl Error {
     }
 }
 
-/// An error and its causes on one line, for what tells of it as a fact.
-pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
-}
-
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (class, hint) = (error.class(), error.hint());

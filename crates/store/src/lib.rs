@@ -6,7 +6,9 @@
 //! environment.
 
 mod error;
+mod folders;
 pub mod images;
+mod manifest;
 pub mod repository;
 
 pub use error::{Error, Result};

@@ -5,19 +5,7 @@ mod common;
 
 use common::{Place, backup, diff, full, noise, restore};
 use keepmark_model::BackupId;
-use keepmark_model::seam::{Monitor, Store as _};
-
-struct Silent;
-
-impl Monitor for Silent {
-    fn progress(&self, _: &str, _: u64, _: u64) {}
-    fn finished(&self, _: &str) {}
-    fn finding(&self, _: &str) {}
-    fn note(&self, _: &str) {}
-    fn interrupted(&self) -> bool {
-        false
-    }
-}
+use keepmark_model::seam::{Silent, Store as _};
 
 fn listed(place: &Place) -> Vec<(String, bool)> {
     let (backups, problems) = place.open().backups(None).unwrap();

@@ -53,7 +53,7 @@ impl Check {
 
     fn failure(subject: &str, failure: &Failure) -> Self {
         let help = failure.hint().unwrap_or("see the message").to_owned();
-        Self::problem(subject, keepmark_engine::report::in_one_line(failure), help)
+        Self::problem(subject, keepmark_model::failure::in_one_line(failure), help)
     }
 }
 

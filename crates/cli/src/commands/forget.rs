@@ -5,8 +5,7 @@ use jiff::Timestamp;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::retention::{Beyond, Policy, Style, Verdict, judge};
 use keepmark_model::seam::Monitor;
-use keepmark_model::select::of_vm;
-use keepmark_model::{BackupId, Failure, FailureClass};
+use keepmark_model::{BackupId, Failure};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -50,9 +49,7 @@ pub fn run(context: &Context, arguments: &ForgetArguments) -> Result<Outcome, Fa
     damaged.iter().for_each(|text| context.screen.finding(text));
     let beyond = Beyond { bases: true, the_last: !arguments.yes_the_last };
     for vm in &arguments.vms {
-        let named =
-            of_vm(&backups, vm).map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list' for all"))?;
-        let sequence: Vec<StoredBackup> = named.into_iter().cloned().collect();
+        let sequence: Vec<StoredBackup> = store::of_vm(&backups, vm)?.into_iter().cloned().collect();
         let verdicts = judge(&sequence, &policy, beyond, Timestamp::now());
         show(context, &verdicts, &policy)?;
         let gone: Vec<BackupId> =

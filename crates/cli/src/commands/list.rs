@@ -1,10 +1,9 @@
 //! `keepmark list [VM]`: the backups of a store, a VM's as the sequence that it is.
 
 use clap::Args;
-use keepmark_model::manifest::{Kind, StoredBackup};
+use keepmark_model::Failure;
+use keepmark_model::manifest::StoredBackup;
 use keepmark_model::seam::Monitor;
-use keepmark_model::select::of_vm;
-use keepmark_model::{Failure, FailureClass};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -38,9 +37,7 @@ pub fn run(context: &Context, arguments: &ListArguments) -> Result<Outcome, Fail
     damaged.iter().for_each(|text| context.screen.finding(text));
     let shown: Vec<&StoredBackup> = match &arguments.vm {
         None => backups.iter().collect(),
-        Some(vm) => {
-            of_vm(&backups, vm).map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list' for all"))?
-        }
+        Some(vm) => store::of_vm(&backups, vm)?,
     };
     if context.global.json {
         shown.iter().try_for_each(|backup| output::json(&as_json(backup)))?;
@@ -65,24 +62,15 @@ fn as_json(backup: &StoredBackup) -> Value {
 
 /// `web01 in /backup/vms: F I I I I D I`.
 fn sequence(backups: &[&StoredBackup], place: &str) -> String {
-    let letters: Vec<String> = backups.iter().map(|backup| letter(backup.manifest.kind).to_string()).collect();
+    let letters: Vec<String> = backups.iter().map(|backup| backup.manifest.kind.letter().to_string()).collect();
     let name = backups.last().map_or("", |backup| backup.manifest.vm.name.as_str());
     format!("{name} in {place}: {}\n", letters.join(" "))
-}
-
-fn letter(kind: Kind) -> char {
-    match kind {
-        Kind::Full => 'F',
-        Kind::Differential => 'D',
-        Kind::Incremental => 'I',
-        Kind::Resync => 'R',
-    }
 }
 
 fn line(backup: &StoredBackup) -> String {
     let manifest = &backup.manifest;
     let stored = text::size(manifest.stored_bytes());
-    format!("{} {} {} {stored}{}", letter(manifest.kind), backup.id.short(), text::time(manifest.time), marks(backup))
+    format!("{} {} {} {stored}{}", manifest.kind.letter(), backup.id.short(), text::time(manifest.time), marks(backup))
 }
 
 fn marks(backup: &StoredBackup) -> String {

@@ -2,11 +2,10 @@
 
 use clap::{Args, Subcommand};
 use jiff::{Timestamp, ToSpan};
+use keepmark_model::Failure;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::scheme::preview::{Ahead, preview};
 use keepmark_model::seam::Monitor;
-use keepmark_model::select::of_vm;
-use keepmark_model::{Failure, FailureClass};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -71,7 +70,7 @@ fn sequence(context: &Context, vm: Option<&str>) -> Result<Vec<StoredBackup>, Fa
     let Some(vm) = vm else { return Ok(Vec::new()) };
     let (backups, damaged) = store::open(context)?.backups(None)?;
     damaged.iter().for_each(|text| context.screen.finding(text));
-    let named = of_vm(&backups, vm).map_err(|error| Failure::new(FailureClass::Usage, error).with_hint("see 'keepmark list' for all"))?;
+    let named = store::of_vm(&backups, vm)?;
     Ok(named.into_iter().cloned().collect())
 }
 

@@ -1,8 +1,8 @@
 //! `keepmark show BACKUP`: what is known of one backup.
 
 use clap::Args;
-use keepmark_engine::report::in_one_line;
 use keepmark_model::Failure;
+use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::seam::Monitor;
 

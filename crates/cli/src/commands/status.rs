@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
-use keepmark_engine::report::in_one_line;
 use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::VmFacts;
+use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::{Kind, StoredBackup};
 use keepmark_model::plan::{Request, WantedKind, plan};
 use keepmark_model::seam::Monitor;

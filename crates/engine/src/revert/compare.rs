@@ -7,8 +7,9 @@ use keepmark_model::blocks;
 use keepmark_model::revert::RevertDisk;
 use keepmark_model::seam::{BackupReader, FrozenDisk, Monitor, Piece, Result};
 use keepmark_model::writing::Change;
-use keepmark_model::{ChunkIndex, Extent, Extents, Size};
+use keepmark_model::{ChunkIndex, Extent, Extents};
 
+use crate::capture::check_is_chunk;
 use crate::error::Error;
 
 /// Content of the disk that is in memory at a time.
@@ -81,10 +82,7 @@ impl Comparison<'_> {
         let mut content = HashMap::new();
         now.read(&mut data.chunks(chunk).map(|index| chunk.extent(index, size)), &mut |extent, bytes| {
             let index = chunk.index(extent.start);
-            if chunk.extent(index, size) != extent || Size(bytes.len() as u64) != Size(extent.len()) {
-                let (disk, Extent { start, end }) = (self.disk.name.to_string(), extent);
-                return Err(Error::UnexpectedRead { disk, start, end }.into());
-            }
+            check_is_chunk(self.disk.name.as_str(), extent, chunk.extent(index, size), bytes.len())?;
             content.insert(index, bytes);
             Ok(())
         })?;

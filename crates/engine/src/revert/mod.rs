@@ -9,6 +9,7 @@ mod scope;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::VmFacts;
@@ -93,17 +94,7 @@ pub fn preview(
         disks.push(counted.report(disk, found));
     }
     point.release()?;
-    Ok(RevertReport {
-        event: "plan",
-        vm: facts.identity.name,
-        backup: job.target.id.clone(),
-        time: job.target.manifest.time,
-        safety_backup: None,
-        resumed: !unfinished.is_empty(),
-        disks,
-        kept: plan.kept,
-        duration_ms: millis((world.elapsed)().saturating_sub(started)),
-    })
+    Ok(RevertReport { event: "plan", ..report(job, Look { facts, unfinished, plan }, disks, world, started) })
 }
 
 /// Takes a VM's disks back to a backup.
@@ -136,17 +127,22 @@ pub fn revert(
     let scoping = Scoping { store, target: &job.target.id, facts: &facts, audit, monitor };
     let run = Run { scoping, target: target.as_ref(), world };
     let disks = run.write(vm, &plan).inspect_err(|_| tell_half(vm, safety.as_ref(), monitor))?;
-    Ok(RevertReport {
+    Ok(RevertReport { safety_backup: safety, ..report(job, Look { facts, unfinished, plan }, disks, world, started) })
+}
+
+/// Of a revert that is finished, without a safety backup.
+fn report(job: &RevertJob, look: Look, disks: Vec<RevertedDisk>, world: Surroundings<'_>, started: Duration) -> RevertReport {
+    RevertReport {
         event: "finished",
-        vm: facts.identity.name,
+        vm: look.facts.identity.name,
         backup: job.target.id.clone(),
         time: job.target.manifest.time,
-        safety_backup: safety,
-        resumed: !unfinished.is_empty(),
+        safety_backup: None,
+        resumed: !look.unfinished.is_empty(),
         disks,
-        kept: plan.kept,
+        kept: look.plan.kept,
         duration_ms: millis((world.elapsed)().saturating_sub(started)),
-    })
+    }
 }
 
 fn check_rest(vm: &mut dyn Hypervisor) -> Result<()> {

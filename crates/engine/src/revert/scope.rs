@@ -2,13 +2,13 @@
 
 use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::VmFacts;
+use keepmark_model::failure::in_one_line;
 use keepmark_model::revert::{RevertDisk, Scope};
 use keepmark_model::seam::{BackupReader, FrozenDisk, Monitor, Result, Store};
 use keepmark_model::{BackupId, Extents};
 
 use crate::audit::{Audit, Audited, audit};
 use crate::error::{Error, is_damage};
-use crate::report::in_one_line;
 
 /// What the places are derived from.
 pub(super) struct Scoping<'a> {

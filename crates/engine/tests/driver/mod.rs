@@ -12,20 +12,8 @@ use keepmark_model::audit::AuditWish;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::plan::Request;
 use keepmark_model::revert::Wish;
-use keepmark_model::seam::{Freeze, Hypervisor, Monitor, Result, Store};
+use keepmark_model::seam::{Freeze, Hypervisor, Result, Silent, Store};
 use keepmark_testkit::sim::{Break, Kinds, Outcome, Program, STEPS, Senses, Stats, history, minimise, play};
-
-struct Silent;
-
-impl Monitor for Silent {
-    fn progress(&self, _: &str, _: u64, _: u64) {}
-    fn finished(&self, _: &str) {}
-    fn finding(&self, _: &str) {}
-    fn note(&self, _: &str) {}
-    fn interrupted(&self) -> bool {
-        false
-    }
-}
 
 /// keepmark's backup, as the simulation calls it.
 fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit: AuditWish, senses: &Senses<'_>) -> Result<()> {

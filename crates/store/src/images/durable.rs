@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::folders;
 use crate::images::place::temporary_name;
 
 /// Writes a file durably; what was there before is there until all of the new one is.
@@ -32,17 +33,12 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Renames, and makes that durable.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|error| Error::io("rename to", to, error))?;
-    sync_folder(to.parent().unwrap_or(Path::new(".")))
+    folders::sync(to.parent().unwrap_or(Path::new(".")))
 }
 
 /// Makes a file's content durable.
 pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", path, error))
-}
-
-/// Makes the names in a folder durable.
-pub fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync folder", path, error))
 }
 
 /// Reads a file of `bytes_max` bytes at most.
@@ -59,7 +55,7 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-        _ => sync_folder(path.parent().unwrap_or(Path::new("."))),
+        _ => folders::sync(path.parent().unwrap_or(Path::new("."))),
     }
 }
 

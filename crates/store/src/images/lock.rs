@@ -1,12 +1,12 @@
 //! One lock per VM: shared by those who write or open its backups, alone by whoever exchanges or removes images.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::folders::is_unwritable;
 use crate::images::place::LOCK;
 
 const SETTLING: Duration = Duration::from_millis(500);
@@ -47,10 +47,6 @@ impl VmLock {
             }
         }
     }
-}
-
-fn is_unwritable(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 // Writable, since file servers lock only what is open for writing.

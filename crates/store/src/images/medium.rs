@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use keepmark_model::failure::in_one_line;
 use keepmark_model::images::{Access, ImageTools, OpenImage};
 use keepmark_model::{Extent, Extents, FailureClass};
 use keepmark_nbd::{Address, BufferPool, Client, Options, Request, Status};
 
-use crate::error::{Error, Result, in_one_line};
+use crate::error::{Error, Result};
 use crate::images::shelf::Layer;
 
 const ALLOCATION: &str = "base:allocation";
@@ -61,9 +62,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// What of a range may hold something else than zeros.
-    pub fn data(&mut self, range: Extent) -> Result<Extents> {
-        self.statuses(ALLOCATION, range, |flags| flags & READS_AS_ZERO == 0)
+    /// What of some ranges may hold something else than zeros.
+    pub fn data(&mut self, within: &Extents) -> Result<Extents> {
+        let mut data = Extents::new();
+        for range in within.iter() {
+            let found = self.statuses(ALLOCATION, range, |flags| flags & READS_AS_ZERO == 0)?;
+            found.iter().for_each(|extent| data.push(extent));
+        }
+        Ok(data)
     }
 
     /// What of a range has its content in one of the uppermost `layers` images.

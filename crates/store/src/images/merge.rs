@@ -103,7 +103,9 @@ impl Merger<'_> {
         let (mut source, mut reader) = (old.client()?, medium.client()?);
         let whole = Extent::new(0, reader.client.info().size);
         let expected = if on_another { &content.all } else { &content.data };
-        if !expected.difference(&reader.in_top(whole, 1)?).is_empty() || !reader.data(whole)?.difference(&content.data).is_empty() {
+        if !expected.difference(&reader.in_top(whole, 1)?).is_empty()
+            || !reader.data(&Extents::from_iter([whole]))?.difference(&content.data).is_empty()
+        {
             return Err(differs("it lacks what it should have"));
         }
         let mut written = Vec::new();
@@ -141,7 +143,7 @@ fn content(reader: &mut Reader, taken: &[Layer], rest: &[Layer], size: u64) -> R
     let cluster =
         ChunkSize::try_from(u32::try_from(CLUSTER_BYTES).unwrap_or_default()).map_err(|error| Error::internal("count clusters", error))?;
     let all = reader.in_top(whole, taken.len() as u64)?.union(&hidden).round_out(cluster, Size(size));
-    let data = reader.data(whole)?.intersection(&all).round_out(cluster, Size(size));
+    let data = reader.data(&Extents::from_iter([whole]))?.intersection(&all).round_out(cluster, Size(size));
     Ok(Content { all, data })
 }
 

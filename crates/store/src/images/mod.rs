@@ -25,7 +25,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use keepmark_model::images::{CLUSTER_BYTES, ImageTools};
 use keepmark_model::manifest::StoredBackup;
-use keepmark_model::seam::{self, Monitor, PruneRequest, Pruned, Store, Verification};
+use keepmark_model::seam::{self, Monitor, PruneRequest, Pruned, Silent, Store, Verification};
 use keepmark_model::{BackupId, ChunkSize, StoreId, VmId};
 
 use crate::error::{Error, Result};
@@ -143,19 +143,6 @@ impl ImageStore {
     }
 }
 
-/// Whoever writes a backup has nobody to tell of others' deletions.
-struct Unheard;
-
-impl Monitor for Unheard {
-    fn progress(&self, _: &str, _: u64, _: u64) {}
-    fn finished(&self, _: &str) {}
-    fn finding(&self, _: &str) {}
-    fn note(&self, _: &str) {}
-    fn interrupted(&self) -> bool {
-        false
-    }
-}
-
 impl Store for ImageStore {
     fn id(&self) -> StoreId {
         self.id.clone()
@@ -176,7 +163,7 @@ impl Store for ImageStore {
     fn begin(&self, vm: &VmId, _time: Timestamp) -> seam::Result<Box<dyn seam::BackupWriter + '_>> {
         let folder = place::make_vm_folder(&self.root, vm)?;
         // What cannot be finished now is told by whoever deletes, prunes or verifies; a backup does not depend on it.
-        drop(delete::finish(&*self.options.tools, &Shelf::new(&folder), &Unheard));
+        drop(delete::finish(&*self.options.tools, &Shelf::new(&folder), &Silent));
         Ok(Box::new(write::BackupWriter::begin(&self.options, &folder, VmLock::shared(&folder)?)?))
     }
 

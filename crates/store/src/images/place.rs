@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use keepmark_model::names::TEMPORARY_PREFIX;
@@ -10,6 +9,7 @@ use keepmark_model::{DiskName, VmId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::folders;
 use crate::images::durable;
 
 /// Says that a folder is an image store.
@@ -47,8 +47,8 @@ impl Marker {
 
     /// Makes a folder a store.
     pub fn create(&self, root: &Path) -> Result<()> {
-        refuse_occupied(root)?;
-        make_folder(root)?;
+        folders::refuse_occupied(root, MARKER, "there is an image store already")?;
+        folders::make(root)?;
         let json = serde_json::to_vec(self).map_err(|error| Error::internal("write the store's marker", error))?;
         durable::write(&root.join(MARKER), &json)
     }
@@ -77,28 +77,12 @@ pub fn is_image_store(root: &Path) -> bool {
     root.join(MARKER).is_file()
 }
 
-fn refuse_occupied(root: &Path) -> Result<()> {
-    let refuse = |why| Err(Error::NotEmpty { path: root.to_owned(), why });
-    match fs::read_dir(root).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Ok(()),
-        Ok(false) if is_image_store(root) => refuse("there is an image store already"),
-        Ok(false) => refuse("the folder is not empty"),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => refuse("it is no folder"),
-        Err(error) => Err(Error::io("look into", root, error)),
-    }
-}
-
-fn make_folder(path: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| Error::io("create folder", path, error))
-}
-
 /// The folder of a VM's backups, made when it is not there.
 pub fn make_vm_folder(root: &Path, vm: &VmId) -> Result<PathBuf> {
     let folder = root.join(vm.as_str());
     if !folder.is_dir() {
-        make_folder(&folder)?;
-        durable::sync_folder(root)?;
+        folders::make(&folder)?;
+        folders::sync(root)?;
     }
     Ok(folder)
 }

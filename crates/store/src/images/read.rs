@@ -106,13 +106,7 @@ impl OpenDisk {
     /// The chunks within some ranges that are not zero.
     fn data(&self, within: &Extents) -> Result<Extents> {
         let within = within.clip(self.size());
-        self.with(|reader| {
-            let mut data = Extents::new();
-            for range in within.iter() {
-                reader.data(range)?.iter().for_each(|extent| data.push(extent));
-            }
-            Ok(data.round_out(self.facts.chunk_size, self.size()))
-        })
+        self.with(|reader| Ok(reader.data(&within)?.round_out(self.facts.chunk_size, self.size())))
     }
 
     fn is_same(&self, chunk: ChunkIndex, bytes: &[u8]) -> Result<bool> {

@@ -13,7 +13,7 @@ use keepmark_model::{BackupId, DiskName};
 use crate::error::{Error, Result};
 use crate::images::header::Header;
 use crate::images::{durable, place};
-use crate::repository::catalog::decode_manifest;
+use crate::manifest;
 
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 /// QEMU opens an image by opening all below it, one within the other.
@@ -85,7 +85,7 @@ impl Shelf {
             }
             other => other?,
         };
-        decode_manifest(&bytes).map_err(|problem| Error::damaged("backup", id, format!("its manifest {problem}")))
+        manifest::decode(&bytes).map_err(|problem| Error::damaged("backup", id, format!("its manifest {problem}")))
     }
 
     /// The disks of which a backup has images.

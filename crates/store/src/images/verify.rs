@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use keepmark_model::BackupId;
+use keepmark_model::failure::in_one_line;
 use keepmark_model::images::ImageTools;
 use keepmark_model::seam::{Damage, Verification};
 
-use crate::error::{Error, Result, in_one_line};
+use crate::error::{Error, Result};
 use crate::images::checksums::{Checksums, hash};
 use crate::images::shelf::{Layer, Shelf};
 use crate::images::write::image_size;

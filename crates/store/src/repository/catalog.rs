@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use keepmark_model::manifest::{MANIFEST_VERSION, Manifest, StoredBackup};
+use keepmark_model::manifest::{Manifest, StoredBackup};
 use keepmark_model::{BackupId, VmId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::manifest;
 use crate::repository::Repository;
 use crate::repository::backend::FileKind;
 use crate::repository::cache_file;
@@ -127,7 +128,7 @@ impl Repository {
     fn manifest(&self, id: &Id, nodes: &[Node], scratch: &mut Scratch) -> Result<Manifest> {
         let node = nodes.iter().find(|node| node.name == MANIFEST).ok_or_else(|| Error::damaged("snapshot", id, "it has no manifest"))?;
         let bytes = self.read_file(node, scratch)?;
-        decode_manifest(&bytes).map_err(|problem| Error::damaged("snapshot", id, format!("its manifest {problem}")))
+        manifest::decode(&bytes).map_err(|problem| Error::damaged("snapshot", id, format!("its manifest {problem}")))
     }
 
     /// The content of a small file.
@@ -166,19 +167,6 @@ impl Repository {
         let manifest = self.manifest(&file, &nodes, &mut scratch)?;
         Ok(LoadedBackup { id: id.clone(), manifest, nodes })
     }
-}
-
-/// Reads a manifest; says what is wrong with it otherwise.
-pub(crate) fn decode_manifest(bytes: &[u8]) -> std::result::Result<Manifest, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    let Version { version } = serde_json::from_slice(bytes).map_err(|error| format!("is none: {error}"))?;
-    if version > MANIFEST_VERSION {
-        return Err(format!("has version {version}; this program reads up to {MANIFEST_VERSION}, a newer one is needed"));
-    }
-    serde_json::from_slice(bytes).map_err(|error| format!("cannot be read: {error}"))
 }
 
 fn load(path: &Path) -> BTreeMap<Id, Remembered> {

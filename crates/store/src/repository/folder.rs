@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use rustix::fs::RenameFlags;
 
 use crate::error::{Error, Result};
+use crate::folders;
 use crate::repository::backend::{Backend, FileKind, Upload};
 use crate::repository::id::Id;
 
@@ -44,16 +45,16 @@ impl Folder {
     /// # Errors
     /// When something is there already, or a folder cannot be made.
     pub fn create(root: &Path) -> Result<Self> {
-        refuse_occupied(root)?;
-        make_folder(root)?;
+        folders::refuse_occupied(root, "config", "there is a repository already")?;
+        folders::make(root)?;
         for name in SMALL_FOLDERS {
-            make_folder(&root.join(name))?;
+            folders::make(&root.join(name))?;
         }
         for byte in 0..=u8::MAX {
-            make_folder(&root.join("data").join(hex::encode([byte])))?;
+            folders::make(&root.join("data").join(hex::encode([byte])))?;
         }
         for folder in [root.join("data"), root.to_owned()] {
-            sync_folder(&folder)?;
+            folders::sync(&folder)?;
         }
         Ok(Self::new(root))
     }
@@ -84,29 +85,6 @@ impl Folder {
             FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark => folder.join(id.hex()),
         }
     }
-}
-
-fn refuse_occupied(root: &Path) -> Result<()> {
-    let refuse = |why| Err(Error::NotEmpty { path: root.to_owned(), why });
-    if root.join("config").exists() {
-        return refuse("there is a repository already");
-    }
-    match fs::read_dir(root).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Ok(()),
-        Ok(false) => refuse("the folder is not empty"),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => refuse("it is no folder"),
-        Err(error) => Err(Error::io("look into", root, error)),
-    }
-}
-
-fn make_folder(path: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| Error::io("create folder", path, error))
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync folder", path, error))
 }
 
 impl Backend for Folder {
@@ -166,7 +144,7 @@ impl Backend for Folder {
         let file = match open() {
             // A repository that restic made has no such folder yet.
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                make_folder(&folder).and_then(|()| open().map_err(|error| Error::io("create", &path, error)))
+                folders::make(&folder).and_then(|()| open().map_err(|error| Error::io("create", &path, error)))
             }
             other => other.map_err(|error| Error::io("create", &path, error)),
         }?;
@@ -179,7 +157,7 @@ impl Backend for Folder {
             let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
             unsettled.extract_if(.., |path| path.starts_with(&top)).collect()
         };
-        waiting.iter().try_for_each(|folder| sync_folder(folder))
+        waiting.iter().try_for_each(|folder| folders::sync(folder))
     }
 
     fn settle_all(&self, kind: FileKind) -> Result<()> {
@@ -274,9 +252,9 @@ impl Upload for FolderUpload {
         let target = self.folder.path(kind, id);
         let parent = target.parent().unwrap_or(&self.folder.root).to_owned();
         if !parent.exists() {
-            make_folder(&parent)?;
+            folders::make(&parent)?;
             let above = parent.ancestors().skip(1).take_while(|above| above.starts_with(&self.folder.root));
-            above.into_iter().try_for_each(sync_folder)?;
+            above.into_iter().try_for_each(folders::sync)?;
         }
         rename(&self.path, &target, kind).map_err(|error| Error::io("publish", &target, error))?;
         self.published = true;

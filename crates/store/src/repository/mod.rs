@@ -39,6 +39,7 @@ use keepmark_model::seam::{self, Monitor, PruneRequest, Pruned, Store, Verificat
 use keepmark_model::{BackupId, ChunkSize, DiskName, Extents, StoreId, VmId};
 
 use crate::error::{Error, Result};
+use crate::folders::is_unwritable;
 use crate::repository::backend::Backend;
 use crate::repository::core::{Core, Scratch};
 use crate::repository::folder::Folder;
@@ -218,11 +219,6 @@ impl Repository {
         let lease = self.lease(true)?;
         write::BackupWriter::new(self, lease, vm, time)
     }
-}
-
-fn is_unwritable(kind: std::io::ErrorKind) -> bool {
-    use std::io::ErrorKind;
-    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 fn noun(kind: BlobKind) -> &'static str {

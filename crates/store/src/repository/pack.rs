@@ -43,6 +43,23 @@ impl OpenPack {
         Ok(Self { upload: backend.upload()?, hash: Context::new(&SHA256), length: 0, blobs: Vec::new() })
     }
 
+    /// Adds a blob to the pack that is open, or to a new one; gives it when it should be closed.
+    ///
+    /// # Errors
+    /// When it cannot be written; the open pack is given up then.
+    pub fn fill(open: &mut Option<Self>, backend: &dyn Backend, blob: &SealedBlob) -> Result<Option<Self>> {
+        let mut pack = match open.take() {
+            Some(pack) => pack,
+            None => Self::new(backend)?,
+        };
+        pack.add(blob)?;
+        if pack.length >= PACK_BYTES {
+            return Ok(Some(pack));
+        }
+        *open = Some(pack);
+        Ok(None)
+    }
+
     /// Adds a blob.
     ///
     /// # Errors
@@ -55,12 +72,6 @@ impl OpenPack {
         self.append(&blob.bytes)?;
         self.blobs.push(BlobEntry { id: blob.id, kind: blob.kind, offset, length, plain_length: blob.plain_length });
         Ok(())
-    }
-
-    /// Whether it should be closed.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.length >= PACK_BYTES
     }
 
     /// Closes it: adds the table.

@@ -41,7 +41,7 @@ impl DiskWriter {
         let mut writer = medium.client()?;
         let kind = match (below.is_empty(), &content.compare) {
             (true, _) => Below::Nothing,
-            (false, Some(_)) if content.base.is_none() => Below::Compared(data_of(&mut writer, &content.put)?),
+            (false, Some(_)) if content.base.is_none() => Below::Compared(writer.data(&content.put)?),
             (false, _) => Below::Base,
         };
         if kind != Below::Nothing {
@@ -131,18 +131,9 @@ fn check_covered(content: &DiskContent, base: Option<&Layer>) -> Result<()> {
 /// Makes zero what is to be zero and is not yet.
 fn zero(writer: &mut Reader, content: &DiskContent) -> Result<()> {
     let end = image_size(content.size).0;
-    for extent in data_of(writer, &content.zero)?.round_out(content.chunk_size, content.size).intersection(&content.zero).iter() {
+    for extent in writer.data(&content.zero)?.round_out(content.chunk_size, content.size).intersection(&content.zero).iter() {
         let whole = if extent.end == content.size.0 { Extent::new(extent.start, end) } else { extent };
         writer.zero(whole)?;
     }
     Ok(())
-}
-
-/// What of some ranges is not zero in an image.
-fn data_of(reader: &mut Reader, ranges: &Extents) -> Result<Extents> {
-    let mut data = Extents::new();
-    for range in ranges.iter() {
-        reader.data(range)?.iter().for_each(|extent| data.push(extent));
-    }
-    Ok(data)
 }

@@ -14,6 +14,7 @@ use keepmark_model::seam::{self, DiskContent, DiskStored, PushTarget, SavedFile}
 use keepmark_model::{BackupId, DiskName, Size};
 
 use crate::error::{Error, Result};
+use crate::folders;
 use crate::images::checksums::{Checksums, hash};
 use crate::images::lock::VmLock;
 use crate::images::shelf::Shelf;
@@ -53,7 +54,7 @@ impl<'a> BackupWriter<'a> {
         }
         let json = serde_json::to_vec_pretty(manifest).map_err(|error| Error::internal("write the manifest", error))?;
         durable::write_new(&folder.join(place::MANIFEST), &json)?;
-        durable::sync_folder(&folder)?;
+        folders::sync(&folder)?;
         self.place.publish(&self.shelf)
     }
 

@@ -13,9 +13,8 @@ use crate::repository::id::{BlobKind, PackId};
 use crate::repository::index_file::IndexFile;
 use crate::repository::lock::Lease;
 use crate::repository::pack::{OpenPack, PublishedPack};
+use crate::repository::write::pipeline::INDEX_PACKS;
 
-/// An index file is written after so many packs: what is interrupted is garbage up to there only.
-const INDEX_PACKS: usize = 16;
 /// What it is called on the screen.
 const COPY: &str = "repack";
 
@@ -82,15 +81,8 @@ impl Copier<'_> {
             let core = &self.repository.core;
             let blob = core.read_movable(pack, entry, &mut self.scratch)?;
             let slot = if blob.kind == BlobKind::Data { &mut self.chunks } else { &mut self.trees };
-            let mut open = match slot.take() {
-                Some(open) => open,
-                None => OpenPack::new(&*core.backend)?,
-            };
-            open.add(&blob)?;
-            if open.is_full() {
-                self.close(open)?;
-            } else {
-                *slot = Some(open);
+            if let Some(full) = OpenPack::fill(slot, &*core.backend, &blob)? {
+                self.close(full)?;
             }
         }
         Ok(())

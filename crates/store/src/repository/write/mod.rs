@@ -4,7 +4,7 @@ mod base;
 mod disk;
 mod known;
 mod needs;
-mod pipeline;
+pub(crate) mod pipeline;
 mod poison;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -21,7 +21,7 @@ use crate::repository::write::known::Known;
 use crate::repository::write::poison::Poison;
 
 /// An index file is written after so many packs, so that an interrupted backup has to store at most so much again.
-const INDEX_PACKS: usize = 16;
+pub const INDEX_PACKS: usize = 16;
 
 /// A chunk on its way to a worker.
 pub struct Job {
@@ -241,16 +241,7 @@ fn add(shared: &Shared, blob: &SealedBlob, slot: &mut Option<OpenPack>, publishe
     if shared.poison.is_set() {
         return Ok(());
     }
-    let mut pack = match slot.take() {
-        Some(pack) => pack,
-        None => OpenPack::new(&*shared.core.backend)?,
-    };
-    pack.add(blob)?;
-    if pack.is_full() {
-        return close(shared, pack, publisher);
-    }
-    *slot = Some(pack);
-    Ok(())
+    OpenPack::fill(slot, &*shared.core.backend, blob)?.map_or(Ok(()), |full| close(shared, full, publisher))
 }
 
 fn close(shared: &Shared, pack: OpenPack, publisher: &Sender<FullPack>) -> Result<()> {
