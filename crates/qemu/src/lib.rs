@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod bitmaps;
+mod capabilities;
 mod changes;
 mod definition;
 mod disk;
@@ -22,7 +23,6 @@ mod point;
 mod program;
 pub mod qmp;
 mod reading;
-pub mod schema;
 pub mod space;
 pub mod temporary;
 pub mod watchdog;

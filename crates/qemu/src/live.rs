@@ -14,6 +14,7 @@ use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
+use crate::capabilities::Capabilities;
 use crate::disks::{self, Disk, Survey, naming};
 use crate::error::{Error, Result};
 use crate::point::moment::Stillness;
@@ -21,7 +22,6 @@ use crate::point::target::{self, Target};
 use crate::point::undo::{Step, Undo};
 use crate::point::{Fixed, Guards, Point, export, filters, jobs, push, scratch};
 use crate::qmp::{Peer, Qmp};
-use crate::schema::Capabilities;
 use crate::space::SpaceWatch;
 use crate::temporary::Temporary;
 use crate::watchdog::{Watchdog, WatchdogCommand};
@@ -94,8 +94,7 @@ impl Live {
         std::fs::metadata(&options.socket).map_err(connect)?;
         let mut locks = vec![VmLock::take(&options.run_dir, &options.socket)?];
         let mut qmp = Qmp::connect(&options.socket, options.command_timeout)?;
-        let schema: Vec<Value> = qmp.execute("query-qmp-schema", Value::Null)?;
-        let capabilities = Capabilities::read(&schema);
+        let capabilities = Capabilities::of(qmp.version());
         if !capabilities.block_export {
             let what = "export frozen disks (QEMU 5.2 or newer is needed)".into();
             return Err(Error::Unsupported { version: qmp.version().to_string(), what });
@@ -108,7 +107,7 @@ impl Live {
     }
 
     fn uses_filters(&self) -> bool {
-        self.capabilities.filters() && !self.options.force_jobs
+        self.capabilities.filters && !self.options.force_jobs
     }
 
     pub(crate) fn search(&self) -> export::Search {

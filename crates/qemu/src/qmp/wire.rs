@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Longest line that is taken from a monitor: far above any real reply (the schema is the longest, about 0.3 MiB).
+/// Longest line that is taken from a monitor: far above any real reply (a description of all of QEMU's commands would be the longest, about 0.3 MiB).
 pub const LINE_BYTES_MAX: usize = 64 << 20;
 
 /// One message from QEMU.
