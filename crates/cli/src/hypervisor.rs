@@ -106,14 +106,15 @@ pub fn domains(_: &Context) -> Result<Vec<String>, Failure> {
     Ok(Vec::new())
 }
 
-/// What is in the way of a VM's backups, each with what would help.
+/// What is in the way of a VM's backups: what has it, what it is, what would help.
 ///
 /// # Errors
 /// When libvirt cannot be asked.
 #[cfg(feature = "libvirt")]
-pub fn hindrances(context: &Context, place: &VmPlace) -> Result<Vec<(String, String)>, Failure> {
+pub fn hindrances(context: &Context, place: &VmPlace) -> Result<Vec<[String; 3]>, Failure> {
     let VmPlace::Libvirt(domain) = place else { return Ok(Vec::new()) };
-    Ok(keepmark_libvirt::hindrances(&domain_options(context, domain))?.into_iter().map(|found| (found.text, found.help)).collect())
+    let found = keepmark_libvirt::hindrances(&domain_options(context, domain))?;
+    Ok(found.into_iter().map(|found| [found.subject.to_owned(), found.text, found.help]).collect())
 }
 
 /// What is in the way of a VM's backups: nothing that can be told without libvirt.
@@ -121,7 +122,7 @@ pub fn hindrances(context: &Context, place: &VmPlace) -> Result<Vec<(String, Str
 /// # Errors
 /// Never.
 #[cfg(not(feature = "libvirt"))]
-pub fn hindrances(_: &Context, _: &VmPlace) -> Result<Vec<(String, String)>, Failure> {
+pub fn hindrances(_: &Context, _: &VmPlace) -> Result<Vec<[String; 3]>, Failure> {
     Ok(Vec::new())
 }
 

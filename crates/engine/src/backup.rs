@@ -118,6 +118,7 @@ impl Run<'_> {
         let captured =
             if push { self.push_all(point.as_mut(), writer.as_mut()) } else { self.capture_all(point.as_mut(), writer.as_mut()) }?;
         let moment = point.moment().clone();
+        moment.notes.iter().for_each(|note| self.monitor.note(note));
         let mut findings = definition.findings;
         findings.extend(moment.findings.iter().cloned());
         if let Err(failure) = point.release() {

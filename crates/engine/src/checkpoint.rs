@@ -29,6 +29,7 @@ pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, 
     };
     let point = vm.begin(&request)?;
     let moment = point.moment().clone();
+    moment.notes.iter().for_each(|note| monitor.note(note));
     moment.findings.iter().for_each(|finding| monitor.finding(finding));
     point.release()?;
     let (with, without): (Vec<_>, Vec<_>) = vm.facts()?.disks.into_iter().partition(|disk| has(disk, &name));

@@ -56,6 +56,15 @@ pub enum Error {
         /// Which.
         domain: String,
     },
+    /// Nor could the moment be fixed without libvirt's job.
+    #[error("libvirt holds domain {domain} for a dead job, and its QEMU did not take the backup either")]
+    NoDetour {
+        /// Which.
+        domain: String,
+        /// Why not.
+        #[source]
+        source: Box<keepmark_qemu::Error>,
+    },
     /// Somebody else's job runs.
     #[error("domain {domain} has a running {what}")]
     Busy {
@@ -232,6 +241,7 @@ impl Error {
             Self::Interrupted => FailureClass::Interrupted,
             Self::Refused { .. }
             | Self::Wedged { .. }
+            | Self::NoDetour { .. }
             | Self::Xml { .. }
             | Self::Lacks { .. }
             | Self::Reply { .. }
@@ -261,11 +271,8 @@ impl Error {
             }
             Self::Elsewhere { .. } => "run keepmark on the host of the VM, with qemu:///system or qemu:///session".into(),
             Self::NoDomain { .. } => "`virsh list --all` tells the names; qemu:///system and qemu:///session have their own".into(),
-            Self::Wedged { domain } => format!(
-                "shut the VM down (in the guest, or `virsh destroy {domain}`), then restart libvirtd or virtqemud, then start the VM \
-                 again; where the VM must go on: stop libvirtd, delete the line `<job ... async='backup' .../>` from \
-                 /run/libvirt/qemu/{domain}.xml, start libvirtd"
-            ),
+            Self::Wedged { domain } => format!("`keepmark backup {domain}` goes around it. What ends that job: {}", cure(domain)),
+            Self::NoDetour { domain, .. } => format!("what ends that job: {}", cure(domain)),
             Self::Busy { domain, .. } => format!("wait for it to end, or end it with `virsh domjobabort {domain}`"),
             Self::Refused { is_lock: true, .. } => "another job holds the domain; `virsh domjobinfo` tells which".into(),
             Self::Iothread { .. } => "use QEMU 9.0 or newer, or the disk without iothread".into(),
@@ -283,6 +290,14 @@ impl Error {
             _ => return None,
         })
     }
+}
+
+/// What ends a dead job that holds a domain.
+pub(crate) fn cure(domain: &str) -> String {
+    format!(
+        "shut the VM down (in the guest, or `virsh destroy {domain}`), then restart libvirtd or virtqemud, then start the VM again; where \
+         the VM must go on: stop libvirtd, delete the line `<job ... async='backup' .../>` from /run/libvirt/qemu/{domain}.xml, start libvirtd"
+    )
 }
 
 impl From<Error> for Failure {

@@ -1,4 +1,4 @@
-//! What keeps a running domain's QEMU from the folders that a backup uses: found before the first backup.
+//! What keeps a running domain's QEMU from the folders that a backup uses, or libvirt from beginning one: found before the first backup.
 //!
 //! libvirt lets a confined QEMU (AppArmor, SELinux) use the scratch images that a backup names, and keepmark's socket lies in the folder
 //! that libvirt gave it; but nobody opens the folders above, which QEMU's user has to get through.
@@ -8,14 +8,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::Options;
-use crate::api::{Domain, View};
-use crate::error::Result;
+use crate::api::{Domain, DomainState, View};
+use crate::error::{self, Error, Result};
 use crate::link::Link;
+use crate::running::is_wedged;
 use crate::xml::DomainXml;
 
 /// Something in the way of a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hindrance {
+    /// What has it.
+    pub subject: &'static str,
     /// What is wrong.
     pub text: String,
     /// What would help.
@@ -29,13 +32,25 @@ pub struct Hindrance {
 pub fn hindrances(options: &Options) -> Result<Vec<Hindrance>> {
     let mut link = Link::open(options.uri.as_deref(), &options.domain)?;
     let xml = DomainXml::parse(&link.call(|domain: &Domain| domain.xml(View::Current))?)?;
-    let Some(user) = xml.owner else { return Ok(Vec::new()) };
+    let mut found: Vec<Hindrance> = dead_job(&mut link)?.into_iter().collect();
+    let Some(user) = xml.owner else { return Ok(found) };
     let folders = [Some(&options.scratch_dir), Some(&options.run_dir).filter(|_| !xml.confined)];
-    Ok(folders.into_iter().flatten().filter_map(|folder| Some(hindrance(folder, &closed(folder, user)?, user))).collect())
+    found.extend(folders.into_iter().flatten().filter_map(|folder| Some(hindrance(folder, &closed(folder, user)?, user))));
+    Ok(found)
+}
+
+// Backups go around it, but snapshots, saves and migrations cannot.
+fn dead_job(link: &mut Link) -> Result<Option<Hindrance>> {
+    if link.call(Domain::state)? == DomainState::Off || !is_wedged(link)? {
+        return Ok(None);
+    }
+    let (domain, text) = (link.name().to_owned(), Error::Wedged { domain: link.name().to_owned() }.to_string());
+    Ok(Some(Hindrance { subject: "libvirt", text, help: error::cure(&domain) }))
 }
 
 fn hindrance(folder: &Path, closed: &Path, (user, _): (u32, u32)) -> Hindrance {
     Hindrance {
+        subject: "QEMU's user",
         text: format!("QEMU runs as user {user}, who cannot get through {} to {}", closed.display(), folder.display()),
         help: format!("chmod o+x {}, or choose another folder in the configuration", closed.display()),
     }

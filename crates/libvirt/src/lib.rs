@@ -1,12 +1,13 @@
 //! VMs that libvirt owns: domains, their disks, checkpoints and pull backups by libvirt's own calls; shut-off ones through qemu-storage-daemon.
 //!
 //! Reading order: [`open`] finds the domain and chooses the driver; `running` is one with a QEMU, `shut_off` one without; `point` is
-//! a pull backup; `checkpoints` heals what libvirt and QEMU disagree about; `saved` is what a backup has beside
+//! a pull backup, `detour` one where libvirt cannot begin any more; `checkpoints` heals what libvirt and QEMU disagree about; `saved` is what a backup has beside
 //! the disks, [`define`] brings a domain back from it; `xml` reads and writes; `api` is the C library made safe.
 
 mod api;
 mod checkpoints;
 pub mod define;
+mod detour;
 mod disks;
 mod error;
 mod folders;
@@ -84,7 +85,7 @@ impl Options {
 /// Opens a domain, running or shut off, and locks its images against other keepmarks until dropped.
 ///
 /// # Errors
-/// When libvirt cannot be reached, has no such domain, or the domain is wedged or held by another keepmark.
+/// When libvirt cannot be reached, has no such domain, or the domain is held by another keepmark.
 pub fn open(options: Options) -> Result<Box<dyn Hypervisor>> {
     let mut link = Link::open(options.uri.as_deref(), &options.domain)?;
     match link.call(api::Domain::state)? {

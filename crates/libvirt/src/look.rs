@@ -1,13 +1,14 @@
 //! A running domain as it is at one time: what libvirt says of it joined with what QEMU says.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use keepmark_model::DiskName;
 use keepmark_model::facts::{DiskFacts, SkippedDisk};
 use keepmark_model::names::TEMPORARY_PREFIX;
 use keepmark_model::seam::{PointDisk, PointRequest};
-use keepmark_qemu::disks::Disk;
 use keepmark_qemu::disks::reply::Node;
+use keepmark_qemu::disks::{Disk, Survey};
+use keepmark_qemu::temporary::{is_delta, is_ours};
 
 use crate::api::View;
 use crate::error::Result;
@@ -20,6 +21,10 @@ pub(crate) struct Look {
     pub(crate) xml: DomainXml,
     pub(crate) disks: Vec<Disk>,
     pub(crate) skipped: Vec<SkippedDisk>,
+    /// How the disks would be called without libvirt.
+    pub(crate) called: BTreeMap<DiskName, DiskName>,
+    /// Whether a backup around libvirt has left something: libvirt's own have no nodes of ours, and our bitmaps on scratch images only.
+    pub(crate) has_detour: bool,
     // Bytes of the image in each of QEMU's nodes.
     sizes: HashMap<String, u64>,
     // Nodes of scratch images of ours, with their drivers.
@@ -49,10 +54,18 @@ pub(crate) fn look(link: &mut Link) -> Result<Look> {
     let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
     let survey = monitor::look(link)?;
     let (disks, skipped) = disks::join(&xml, &survey);
+    let called = disks.iter().filter_map(|disk| Some((disk.facts.name.clone(), without_libvirt(disk, &survey)?))).collect();
     let is_scratch = |node: &&Node| node.file.split(['/', '"']).any(|part| part.starts_with(TEMPORARY_PREFIX));
+    let has_delta = |node: &Node| node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.as_deref()).any(is_delta);
+    let has_detour = survey.nodes.iter().any(|node| is_ours(&node.node_name) || (has_delta(node) && !is_scratch(&node)));
     let scratch = survey.nodes.iter().filter(is_scratch).map(|node| (node.node_name.clone(), node.drv.clone())).collect();
     let sizes = survey.nodes.into_iter().map(|node| (node.node_name, node.image.virtual_size)).collect();
-    Ok(Look { xml, disks, skipped, sizes, scratch })
+    Ok(Look { xml, disks, skipped, called, has_detour, sizes, scratch })
+}
+
+fn without_libvirt(disk: &Disk, survey: &Survey) -> Option<DiskName> {
+    let same = |other: &&Disk| (&other.qom_path, &other.nodes) == (&disk.qom_path, &disk.nodes);
+    survey.disks.iter().find(same).map(|same| same.facts.name.clone())
 }
 
 /// Its disks alone.

@@ -1,7 +1,9 @@
 //! Questions to QEMU's monitor through libvirt, for what libvirt has no call for: which bitmaps are on which image.
 //!
-//! Only questions, with one exception: nodes of a dead backup's scratch images, which libvirt has forgotten and has no call for
-//! (docs/decisions/0004). libvirt marks the domain as tainted by it (`custom-monitor`).
+//! Only questions, with two exceptions (docs/decisions/0004): what a dead backup left, which libvirt has forgotten and has no call for;
+//! and the commands of a backup around a dead job that libvirt cannot end. libvirt marks the domain as tainted by it (`custom-monitor`).
+
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -9,9 +11,12 @@ use serde_json::{Value, json};
 
 use keepmark_qemu::disks::{Survey, survey};
 
-use crate::api::Version;
+use crate::api::{Domain, Version};
 use crate::error::{Error, Result};
 use crate::link::Link;
+
+const JOB_END_WAIT: Duration = Duration::from_secs(30);
+const JOB_END_POLL: Duration = Duration::from_millis(5);
 
 #[derive(Deserialize)]
 struct Reply {
@@ -50,7 +55,45 @@ pub(crate) fn version(link: &mut Link) -> Result<Version> {
 
 /// Removes nodes that nothing uses: QEMU refuses what is in use. Those of an image come before that of its file.
 pub(crate) fn remove_nodes(link: &mut Link, nodes: &[&str]) -> Result<()> {
-    nodes.iter().try_for_each(|node| ask::<Value>(link, "blockdev-del", json!({ "node-name": node })).map(drop))
+    nodes.iter().try_for_each(|node| tell(link, "blockdev-del", json!({ "node-name": node })))
+}
+
+/// What a dead backup of libvirt's left besides nodes and is unknown to libvirt by now: copying onto one of these nodes, which would fail
+/// the guest's writes when the scratch is full, and a server that exports nothing. Says in words what was ended.
+pub(crate) fn end_dead_backup(link: &mut Link, nodes: &[&str]) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    let jobs: Vec<Value> = ask(link, "query-jobs", Value::Null)?;
+    let names = jobs.iter().filter(|job| job["type"] == "backup").filter_map(|job| job["id"].as_str());
+    for job in names.filter(|name| name.starts_with("backup-") && nodes.iter().any(|node| name.ends_with(&format!("-{node}")))) {
+        end_job(link, job)?;
+        said.push(format!("job {job} of libvirt's"));
+    }
+    let exports: Vec<Value> = ask(link, "query-block-exports", Value::Null)?;
+    if !exports.iter().any(|export| export["type"] == "nbd") && tell(link, "nbd-server-stop", Value::Null).is_ok() {
+        said.push("NBD server of a backup of libvirt's".into());
+    }
+    Ok(said)
+}
+
+fn end_job(link: &mut Link, id: &str) -> Result<()> {
+    let end = Instant::now() + JOB_END_WAIT;
+    // A concluded one cannot be cancelled.
+    drop(tell(link, "block-job-cancel", json!({ "device": id, "force": true })));
+    loop {
+        match tell(link, "job-dismiss", json!({ "id": id })) {
+            Err(Error::Question { .. }) if Instant::now() < end => std::thread::sleep(JOB_END_POLL),
+            other => return other,
+        }
+    }
+}
+
+/// Passes a command of a detour's on. One that changes something is sent once, over a connection that was just seen to work.
+pub(crate) fn pass(link: &mut Link, command: &str, text: &str) -> Result<String> {
+    if command.starts_with("query-") || command.starts_with("x-debug-query-") {
+        return link.call(|domain| domain.ask_monitor(text));
+    }
+    link.call(Domain::state)?;
+    link.once(|domain| domain.ask_monitor(text))
 }
 
 /// The unix sockets of QEMU's character devices: (label, path).
@@ -62,6 +105,10 @@ pub(crate) fn sockets(link: &mut Link) -> Result<Vec<(String, String)>> {
         Some((device["label"].as_str()?.to_owned(), path.split(",server").next().unwrap_or(path).to_owned()))
     };
     Ok(devices.iter().filter_map(socket).collect())
+}
+
+fn tell(link: &mut Link, command: &str, arguments: Value) -> Result<()> {
+    ask::<Value>(link, command, arguments).map(drop)
 }
 
 fn ask<T: DeserializeOwned>(link: &mut Link, command: &str, arguments: Value) -> Result<T> {
@@ -88,18 +135,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_questions_are_asked_but_for_one_exception_and_only_here() {
+    fn only_questions_are_asked_but_for_two_exceptions_and_only_here() {
         let shipped = include_str!("monitor.rs").split("#[cfg(test)]").next().unwrap();
         let asked: Vec<&str> = shipped.split("ask(link, \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         assert!(
             asked.len() >= 6 && asked.iter().all(|command| command.starts_with("query-") || command.starts_with("x-debug-query-")),
             "{asked:?}"
         );
-        let told: Vec<&str> = shipped.split("ask::<Value>(link, \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
-        assert_eq!(told, ["blockdev-del"]);
-        let sources = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap().map(|entry| entry.unwrap().path());
-        let users = sources.filter(|path| path.is_file() && std::fs::read_to_string(path).unwrap().contains("ask_monitor("));
-        assert_eq!(users.map(|path| path.file_name().unwrap().to_owned()).collect::<Vec<_>>(), ["monitor.rs"]);
+        let told: Vec<&str> = shipped.split("tell(link, \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(told, ["blockdev-del", "nbd-server-stop", "block-job-cancel", "job-dismiss"]);
+        let users = |folder: &str, call: &str| {
+            let sources = std::fs::read_dir(format!("{}/src/{folder}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            let sources = sources.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+            let users = sources.filter(|path| std::fs::read_to_string(path).unwrap().contains(call));
+            users.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(users("", "ask_monitor("), ["monitor.rs"]);
+        assert_eq!((users("detour", "ask_monitor("), users("detour", "monitor::pass(")), (vec![], vec!["relay.rs".to_owned()]));
+        assert_eq!(users("", "monitor::pass("), ["monitor.rs"]);
     }
 
     #[test]

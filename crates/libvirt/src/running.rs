@@ -11,6 +11,7 @@ use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, Po
 use keepmark_model::trust::recorded;
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
+use keepmark_qemu::Live;
 use keepmark_qemu::exported::{Dirty, Exported};
 use keepmark_qemu::qmp::Peer;
 use keepmark_qemu::space::SpaceWatch;
@@ -18,16 +19,17 @@ use keepmark_qemu::temporary::Temporary;
 use keepmark_qemu::watchdog::Watchdog;
 use keepmark_qemu::workspace::{VmLock, Workspace};
 
-use crate::api::{Domain, DomainState, Version};
+use crate::api::{Checkpoint, Domain, DomainState, Version};
+use crate::detour::Around;
 use crate::error::{Error, Result};
-use crate::freeze::{self, Means};
+use crate::freeze::{self, Means, Quiet};
 use crate::link::Link;
 use crate::look::{Look, facts, facts_of, look};
 use crate::point::{Point, end_backup};
 use crate::shut_off::ShutOff;
 use crate::xml::backup::{self, BackupDisk, Export};
 use crate::xml::{DomainXml, checkpoint};
-use crate::{Options, checkpoints, disks, halting, monitor, saved, watchdog};
+use crate::{Options, checkpoints, detour, disks, halting, monitor, saved, watchdog};
 
 // Until then QEMU aborts, and the guest with it, when an NBD client leaves an export whose disk is in an iothread.
 const IOTHREADS_SAFE: Version = Version { major: 9, minor: 0, micro: 0 };
@@ -44,19 +46,21 @@ pub(crate) struct Running {
     // What was last told of each disk: its images.
     told: Vec<(DiskName, Vec<String>)>,
     locks: Vec<VmLock>,
+    // The way around libvirt where a dead job holds the domain.
+    detour: Option<Live>,
     // Whether libvirt was told of checkpoints that it is to forget in the end.
     told_libvirt: bool,
 }
 
 impl Running {
     pub(crate) fn open(mut link: Link, options: Options) -> Result<Self> {
-        // A wedged domain would make every call wait for half a minute before it fails.
-        job(&mut link)?;
+        let is_wedged = is_wedged(&mut link)?;
         let identity = identify(&link, &options)?;
-        let disks = look(&mut link)?.disks;
+        let Look { disks, xml, .. } = look(&mut link)?;
         let images: BTreeSet<&Path> = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.exists()).collect();
         let locks = images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect::<keepmark_qemu::Result<_>>()?;
-        Ok(Self { link, options, identity, told: Vec::new(), locks, told_libvirt: false })
+        let detour = if is_wedged { Some(detour::open(&link, &xml, &options)?) } else { None };
+        Ok(Self { link, options, identity, told: Vec::new(), locks, detour, told_libvirt: false })
     }
 
     fn look(&mut self) -> Result<VmFacts> {
@@ -79,8 +83,7 @@ impl Running {
     }
 
     fn clean(&mut self) -> Result<Vec<String>> {
-        let mut said = Vec::new();
-        job(&mut self.link)?;
+        let mut said = self.clean_detour()?;
         if end_backup(&mut self.link, is_our_socket)? {
             said.push("backup job of libvirt's".into());
         }
@@ -104,6 +107,54 @@ impl Running {
         Ok(said)
     }
 
+    // What backups around libvirt left; and what the dead job itself left in QEMU, which nobody else ends.
+    fn clean_detour(&mut self) -> Result<Vec<String>> {
+        let look = look(&mut self.link)?;
+        let Some(live) = &mut self.detour else {
+            if job(&mut self.link)? || !look.has_detour {
+                return Ok(Vec::new());
+            }
+            return Ok(detour::open(&self.link, &look.xml, &self.options)?.remove_leftovers()?);
+        };
+        let mut said = live.remove_leftovers()?;
+        said.extend(monitor::end_dead_backup(&mut self.link, &look.scratch_nodes())?);
+        Ok(said)
+    }
+
+    // As `point`, with the moment fixed by QEMU itself. The checkpoint is libvirt's all the same: begun just before, it counts what is
+    // written until the moment too, which is more than needed and never less.
+    fn around(&mut self, request: &PointRequest) -> Result<Around<'_>> {
+        let look = look(&mut self.link)?;
+        let (xml, called, disks) = (look.xml, look.called, facts_of(look.disks));
+        self.check(&xml, &disks, request)?;
+        let starts = begins(&disks, &xml, request);
+        let mut watchdog = self.watchdog()?;
+        let Self { link, detour, options, .. } = self;
+        let live = detour.as_mut().ok_or_else(|| Error::Wedged { domain: link.name().to_owned() })?;
+        let means = means(link, &xml, request, &options.run_dir, watchdog.as_mut())?;
+        let asked = detour::translated(request, &called);
+        let domain = link.name().to_owned();
+        let begin = |link: &mut Link| {
+            starts.as_ref().map_or(Ok(()), |xml| link.once(|domain| Checkpoint::create(domain, xml)).map(drop))?;
+            live.freeze(&asked).map_err(|source| Error::NoDetour { domain, source: Box::new(source) })
+        };
+        match freeze::quiesced(link, means, begin) {
+            Ok((inner, quiet)) => {
+                let mut moment = moment_of(quiet);
+                moment.findings.extend(inner.moment().findings.iter().cloned());
+                moment.notes.push(detour::note(link.name()));
+                Ok(Around { inner: Box::new(inner), moment, called })
+            }
+            Err(error) => {
+                // The first failure is what counts; a checkpoint that stays is named by no backup, and goes with the next one.
+                if let Some(name) = &request.checkpoint {
+                    drop(checkpoints::delete(link, std::slice::from_ref(name), facts));
+                }
+                Err(error)
+            }
+        }
+    }
+
     fn point(&mut self, request: &PointRequest) -> Result<Point<'_>> {
         if job(&mut self.link)? {
             return Err(Error::Busy { domain: self.link.name().to_owned(), what: "job (another backup, a migration, a save)" });
@@ -114,37 +165,28 @@ impl Running {
         self.check(&xml, &disks, request)?;
         let prepared = self.prepare(&xml, request)?;
         let parts = parts(&disks, request, &prepared, &uneven);
-        let starts = request.checkpoint.as_ref().and_then(|name| {
-            let on = stored(&disks, request);
-            (!on.is_empty()).then(|| checkpoint::begin(name, &prepared.all, &on))
-        });
-        let mut watchdog = self.watchdog(&prepared)?;
-        let means = Means {
-            freeze: request.freeze,
-            agent: (xml.agent && self.link.call(Domain::state)? == DomainState::Running, xml.agent_connected),
-            run_dir: &self.options.run_dir,
-            watchdog: watchdog.as_mut(),
-        };
+        let starts = begins(&disks, &xml, request);
+        let mut watchdog = self.watchdog()?;
+        // Told before the backup begins, so that it never outlives us unwatched.
+        let copied = watchdog::copied(self.link.uuid(), prepared.names.run());
+        watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(&copied))?;
+        let means = means(&mut self.link, &xml, request, &self.options.run_dir, watchdog.as_mut())?;
         let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&backup::write(&prepared.socket, &parts), starts.as_deref()));
         let begun = freeze::quiesced(&mut self.link, means, begin);
         let quiet = match begun {
             Ok(((), quiet)) => quiet,
             Err(error) => return Err(self.undo(error, &prepared, request)),
         };
-        let consistency = if quiet.frozen.is_some() { Consistency::Application } else { Consistency::Crash };
-        let moment = Moment { pause: Duration::ZERO, frozen: quiet.frozen, consistency, findings: quiet.findings };
+        let moment = moment_of(quiet);
         let exports = exports(request, &prepared, &uneven);
         let space = self.watch_space(&prepared.socket);
         let Prepared { socket, folders, .. } = prepared;
         Ok(Point { link: &mut self.link, moment, exports, socket, space, watchdog, _folders: folders, is_over: false })
     }
 
-    // Told before the backup begins, so that it never outlives us unwatched.
-    fn watchdog(&self, prepared: &Prepared) -> Result<Option<Watchdog>> {
-        let Some(command) = &self.options.watchdog else { return Ok(None) };
-        let mut watchdog = Watchdog::spawn(command, Path::new(&watchdog::subject(self.link.uri())))?;
-        watchdog.copying(&watchdog::copied(self.link.uuid(), prepared.names.run()))?;
-        Ok(Some(watchdog))
+    fn watchdog(&self) -> Result<Option<Watchdog>> {
+        let spawn = |command| Watchdog::spawn(command, Path::new(&watchdog::subject(self.link.uri())));
+        Ok(self.options.watchdog.as_ref().map(spawn).transpose()?)
     }
 
     fn watch_space(&self, socket: &Path) -> SpaceWatch {
@@ -205,14 +247,13 @@ impl Running {
                 path
             }
         };
-        let all = xml.disks.iter().map(|disk| disk.target.clone()).collect();
-        Ok(Prepared { names, all, socket, scratch: scratch_path, folders })
+        Ok(Prepared { names, all: targets(xml), socket, scratch: scratch_path, folders })
     }
 
     // After a failed start nothing of it may stay; what happened before libvirt failed is found by asking.
     fn undo(&mut self, error: Error, prepared: &Prepared, request: &PointRequest) -> Error {
-        if let Err(wedged @ Error::Wedged { .. }) = job(&mut self.link) {
-            return wedged;
+        if let Ok(true) = is_wedged(&mut self.link) {
+            return Error::Wedged { domain: self.link.name().to_owned() };
         }
         // The first failure is what counts; what cannot be undone is found by the next run.
         drop(end_backup(&mut self.link, |socket| Path::new(socket) == prepared.socket));
@@ -249,12 +290,49 @@ pub(crate) fn identify(link: &Link, options: &Options) -> Result<VmIdentity> {
     VmIdentity::new(name, Some(uuid)).map_err(|source| Error::Identity { domain: link.name().to_owned(), source })
 }
 
-/// Whether a job runs; a dead one that libvirt cannot end is an error of its own.
+/// Whether a job runs.
+///
+/// # Errors
+/// [`Error::Wedged`] where it is a dead one that libvirt cannot end.
 fn job(link: &mut Link) -> Result<bool> {
     match link.attempt(Domain::has_job)? {
         Err(fault) if fault.message.contains("job data missing") => Err(Error::Wedged { domain: link.name().to_owned() }),
         other => Ok(other?),
     }
+}
+
+/// Whether a dead job holds the domain.
+pub(crate) fn is_wedged(link: &mut Link) -> Result<bool> {
+    match job(link) {
+        Err(Error::Wedged { .. }) => Ok(true),
+        other => other.map(|_| false),
+    }
+}
+
+fn means<'a>(
+    link: &mut Link,
+    xml: &DomainXml,
+    request: &PointRequest,
+    run_dir: &'a Path,
+    watchdog: Option<&'a mut Watchdog>,
+) -> Result<Means<'a>> {
+    let agent = (xml.agent && link.call(Domain::state)? == DomainState::Running, xml.agent_connected);
+    Ok(Means { freeze: request.freeze, agent, run_dir, watchdog })
+}
+
+fn moment_of(Quiet { frozen, findings }: Quiet) -> Moment {
+    let consistency = if frozen.is_some() { Consistency::Application } else { Consistency::Crash };
+    Moment { pause: Duration::ZERO, frozen, consistency, findings, notes: Vec::new() }
+}
+
+fn targets(xml: &DomainXml) -> Vec<String> {
+    xml.disks.iter().map(|disk| disk.target.clone()).collect()
+}
+
+// The description of the request's checkpoint, where any disk can have one.
+fn begins(disks: &[DiskFacts], xml: &DomainXml, request: &PointRequest) -> Option<String> {
+    let on = stored(disks, request);
+    request.checkpoint.as_ref().filter(|_| !on.is_empty()).map(|name| checkpoint::begin(name, &targets(xml), &on))
 }
 
 fn disk_of<'a>(disks: &'a [DiskFacts], wanted: &PointDisk) -> Option<&'a DiskFacts> {
@@ -323,6 +401,9 @@ impl Hypervisor for Running {
     }
 
     fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
+        if self.detour.is_some() {
+            return Ok(Box::new(self.around(request)?));
+        }
         Ok(Box::new(self.point(request)?))
     }
 
@@ -347,7 +428,11 @@ impl Hypervisor for Running {
     }
 
     fn power_down(self: Box<Self>, within: Duration, interrupted: &dyn Fn() -> bool) -> seam::Result<Box<dyn Hypervisor>> {
-        let Self { link, options, locks, .. } = *self;
+        let Self { link, options, locks, detour, .. } = *self;
+        if detour.is_some() {
+            // libvirt would not start it again.
+            return Err(Error::Wedged { domain: link.name().to_owned() }.into());
+        }
         // The one who works on its images next takes the same.
         drop(locks);
         Ok(Box::new(halting::shut_down(link, options, within, interrupted)?))

@@ -171,6 +171,8 @@ pub struct Moment {
     pub consistency: Consistency,
     /// What went otherwise than wanted, in words (agent hung, scratch in another place).
     pub findings: Vec<String>,
+    /// What is worth saying and takes nothing from the backup, in words.
+    pub notes: Vec<String>,
 }
 
 /// One moment of all disks, readable while the guest goes on. Dropping it without [`FrozenPoint::release`] must clean up too.

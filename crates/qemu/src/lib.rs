@@ -33,4 +33,5 @@ pub use image::{ImageWriter, WriterHandle};
 pub use images::QemuImages;
 pub use live::{Live, LiveOptions};
 pub use offline::{Offline, OfflineOptions};
+pub use point::Point;
 pub use watchdog::WatchdogCommand;

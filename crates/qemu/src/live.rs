@@ -4,6 +4,7 @@ mod halt;
 mod writing;
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,7 +82,8 @@ pub struct Live {
     told: Vec<(DiskName, Vec<String>)>,
     // Whether keepmark has shut its guest down, and is to start it again.
     halted: bool,
-    _locks: Vec<VmLock>,
+    // Held until dropped.
+    locks: Vec<VmLock>,
 }
 
 impl Live {
@@ -92,18 +94,69 @@ impl Live {
     pub fn connect(options: LiveOptions) -> Result<Self> {
         let connect = |source| Error::Connect { peer: options.socket.display().to_string(), source };
         std::fs::metadata(&options.socket).map_err(connect)?;
-        let mut locks = vec![VmLock::take(&options.run_dir, &options.socket)?];
-        let mut qmp = Qmp::connect(&options.socket, options.command_timeout)?;
+        let lock = VmLock::take(&options.run_dir, &options.socket)?;
+        let qmp = Qmp::connect(&options.socket, options.command_timeout)?;
+        let peer = qmp.peer()?;
+        let mut live = Self::on(qmp, peer, options)?;
+        live.locks = lock_images(&mut live.qmp, &live.peer, &live.options)?;
+        live.locks.push(lock);
+        Ok(live)
+    }
+
+    /// As [`Live::connect`] over a connection that the caller has made; the VM and its images are locked by the caller. `peer` is QEMU,
+    /// without a process if that is unknown; `options.socket` is what the monitor is called, and what the watchdog is told of it.
+    ///
+    /// # Errors
+    /// When nobody answers there, or this QEMU is too old.
+    pub fn over(stream: UnixStream, peer: Peer, options: LiveOptions) -> Result<Self> {
+        let qmp = Qmp::over(stream, options.socket.display().to_string(), options.command_timeout)?;
+        Self::on(qmp, peer, options)
+    }
+
+    fn on(mut qmp: Qmp, peer: Peer, options: LiveOptions) -> Result<Self> {
         let capabilities = Capabilities::of(qmp.version());
         if !capabilities.block_export {
             let what = "export frozen disks (QEMU 5.2 or newer is needed)".into();
             return Err(Error::Unsupported { version: qmp.version().to_string(), what });
         }
         let identity = identify(&mut qmp, &options)?;
-        let peer = qmp.peer()?;
         let halted = take_up(&mut qmp, options.half_reverted)?;
-        locks.extend(lock_images(&mut qmp, &peer, &options)?);
-        Ok(Self { qmp, peer, options, identity, capabilities, told: Vec::new(), halted, _locks: locks })
+        Ok(Self { qmp, peer, options, identity, capabilities, told: Vec::new(), halted, locks: Vec::new() })
+    }
+
+    /// Removes what dead runs left in QEMU and in the folders; says in words what.
+    ///
+    /// # Errors
+    /// When something of ours is there and cannot be removed.
+    pub fn remove_leftovers(&mut self) -> Result<Vec<String>> {
+        let mut said = leftovers::remove(&mut self.qmp)?;
+        if !self.halted {
+            said.extend(halt::recover(&mut self.qmp, &self.peer)?);
+        }
+        said.extend(Workspace::sweep(&self.options.scratch_dir)?);
+        said.extend(Workspace::sweep(&self.options.run_dir)?);
+        Ok(said)
+    }
+
+    /// Fixes one moment of several disks.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::begin`].
+    pub fn freeze(&mut self, request: &PointRequest) -> Result<Point<'_>> {
+        let mut undo = Undo::default();
+        let mut guards = Guards { scratch: Some(self.options.scratch_dir.clone()), ..Guards::default() };
+        match self.point(request, &mut undo, &mut guards) {
+            Ok(Made { fixed, openings, workspace, sources, names }) => {
+                keep_checkpoint(&mut undo, request);
+                let moment = moment(fixed, request, true);
+                Ok(Point { qmp: &mut self.qmp, undo, moment, openings, guards, names, sources, _workspace: workspace })
+            }
+            Err(error) => {
+                // The first failure is what counts; what cannot be undone is found by the next run.
+                drop(guards.undo(&mut undo, &mut self.qmp));
+                Err(error)
+            }
+        }
     }
 
     fn uses_filters(&self) -> bool {
@@ -333,7 +386,7 @@ fn identify(qmp: &mut Qmp, options: &LiveOptions) -> Result<VmIdentity> {
 fn moment(fixed: Fixed, request: &PointRequest, power_on: bool) -> Moment {
     let quiet = fixed.frozen.is_some() && request.freeze != Freeze::Never;
     let consistency = if quiet || !power_on { Consistency::Application } else { Consistency::Crash };
-    Moment { pause: fixed.pause, frozen: fixed.frozen, consistency, findings: fixed.findings }
+    Moment { pause: fixed.pause, frozen: fixed.frozen, consistency, findings: fixed.findings, notes: Vec::new() }
 }
 
 impl Hypervisor for Live {
@@ -342,30 +395,11 @@ impl Hypervisor for Live {
     }
 
     fn clean_up(&mut self) -> seam::Result<Vec<String>> {
-        let mut said = leftovers::remove(&mut self.qmp)?;
-        if !self.halted {
-            said.extend(halt::recover(&mut self.qmp, &self.peer)?);
-        }
-        said.extend(Workspace::sweep(&self.options.scratch_dir)?);
-        said.extend(Workspace::sweep(&self.options.run_dir)?);
-        Ok(said)
+        Ok(self.remove_leftovers()?)
     }
 
     fn begin(&mut self, request: &PointRequest) -> seam::Result<Box<dyn FrozenPoint + '_>> {
-        let mut undo = Undo::default();
-        let mut guards = Guards { scratch: Some(self.options.scratch_dir.clone()), ..Guards::default() };
-        match self.point(request, &mut undo, &mut guards) {
-            Ok(Made { fixed, openings, workspace, sources, names }) => {
-                keep_checkpoint(&mut undo, request);
-                let moment = moment(fixed, request, true);
-                Ok(Box::new(Point { qmp: &mut self.qmp, undo, moment, openings, guards, names, sources, _workspace: workspace }))
-            }
-            Err(error) => {
-                // The first failure is what counts; what cannot be undone is found by the next run.
-                drop(guards.undo(&mut undo, &mut self.qmp));
-                Err(error.into())
-            }
-        }
+        Ok(Box::new(self.freeze(request)?))
     }
 
     fn can_push(&self) -> std::result::Result<(), CannotPush> {

@@ -4,6 +4,7 @@ use keepmark_model::names::TEMPORARY_PREFIX;
 
 // QEMU allows node names of 31 bytes; prefix, kind and number take 19 of them at most.
 const RUN_BYTES_MAX: usize = 12;
+const DELTA: &str = "-delta";
 
 /// Makes the names of one run.
 #[derive(Debug, Clone)]
@@ -35,7 +36,7 @@ impl Temporary {
     /// The bitmap that carries a delta to its export.
     #[must_use]
     pub fn delta(&self) -> String {
-        format!("{TEMPORARY_PREFIX}{}-delta", self.run)
+        format!("{TEMPORARY_PREFIX}{}{DELTA}", self.run)
     }
 }
 
@@ -48,6 +49,12 @@ pub const FROZEN: &str = "km1tmp-frozen-";
 pub const HALTED: &str = "km1tmp-halted-";
 /// Says that a disk is half reverted; what follows tells to which backup, and whose disk it is.
 pub const REVERTING: &str = "km1tmp-reverting-";
+
+/// Whether a bitmap carries a delta to its export.
+#[must_use]
+pub fn is_delta(name: &str) -> bool {
+    is_ours(name) && name.ends_with(DELTA)
+}
 
 /// Whether a name is that of something temporary of ours.
 #[must_use]
@@ -63,7 +70,13 @@ mod tests {
     fn node_names_fit_into_qemu() {
         let names = Temporary::new("20261122T180000Z-0123456789abcdef");
         assert_eq!(names.run(), "456789abcdef");
-        assert!(names.node("scratch", 999).len() <= 31 && is_ours(&names.node("s", 1)) && is_ours(&names.delta()) && is_ours(PAUSED));
+        assert!(
+            names.node("scratch", 999).len() <= 31
+                && is_ours(&names.node("s", 1))
+                && is_delta(&names.delta())
+                && !is_delta(PAUSED)
+                && is_ours(PAUSED)
+        );
         assert!(!is_ours("km1-20261122T180000Z-3f9a1c0d7be2"));
     }
 }

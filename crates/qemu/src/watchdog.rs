@@ -9,6 +9,7 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -271,6 +272,14 @@ fn resume(socket: &Path) -> Result<()> {
 
 fn end_jobs(socket: &Path, run: &str) -> Result<()> {
     leftovers::end_jobs_of(&mut Qmp::connect(socket, ANSWER_WAIT)?, run)
+}
+
+/// Ends a run's jobs as [`run`] does, over a connection to the monitor that the caller has made.
+///
+/// # Errors
+/// When nobody answers there, or the jobs do not end.
+pub fn end_jobs_over(stream: UnixStream, run: &str) -> Result<()> {
+    leftovers::end_jobs_of(&mut Qmp::over(stream, NAME.into(), ANSWER_WAIT)?, run)
 }
 
 #[cfg(test)]

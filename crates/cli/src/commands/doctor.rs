@@ -138,8 +138,8 @@ fn vm_checks(context: &Context, arguments: &DoctorArguments) -> Vec<Check> {
 
 fn hindrances(context: &Context, place: &VmPlace) -> Vec<Check> {
     match hypervisor::hindrances(context, place) {
-        Ok(found) => found.into_iter().map(|(text, help)| Check::problem("QEMU's user", text, help)).collect(),
-        Err(failure) => vec![Check::failure("QEMU's user", &failure)],
+        Ok(found) => found.into_iter().map(|[subject, text, help]| Check::problem(subject, text, help)).collect(),
+        Err(failure) => vec![Check::failure("VM", &failure)],
     }
 }
 

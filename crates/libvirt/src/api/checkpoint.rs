@@ -24,6 +24,16 @@ impl Checkpoint {
         Self { raw }
     }
 
+    /// Makes one with its bitmaps, at one moment on all of its disks.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn create(domain: &Domain, xml: &str) -> Result<Self> {
+        const CALL: &str = "create the checkpoint";
+        let xml = c_text(CALL, xml)?;
+        // SAFETY: the domain's handle lives, the text outlives the call.
+        let raw = unsafe { virt_sys::virDomainCheckpointCreateXML(domain.raw(), xml.as_ptr(), 0) };
+        if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Self { raw }) }
+    }
+
     /// Makes one known whose bitmaps are there already; nothing changes in QEMU.
     #[expect(unsafe_code, reason = "a call of the library")]
     pub(crate) fn redefine(domain: &Domain, xml: &str, how: Redefine) -> Result<Self> {

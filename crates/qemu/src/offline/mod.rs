@@ -200,7 +200,8 @@ impl Offline {
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
         let socket = workspace.path().join("nbd");
         let qmp = &mut self.daemon(false)?.qmp;
-        let moment = Moment { pause: Duration::ZERO, frozen: None, consistency: Consistency::Application, findings: Vec::new() };
+        let (pause, consistency) = (Duration::ZERO, Consistency::Application);
+        let moment = Moment { pause, frozen: None, consistency, findings: Vec::new(), notes: Vec::new() };
         // From here on, dropping the point takes back whatever was done.
         let mut point = Point {
             qmp,

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::export;
 use crate::error::{Error, Result};
 use crate::leftovers::status;
 use crate::qmp::Qmp;
 
 // How long QEMU may take to let go of an export or a cancelled job.
 const LET_GO: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(2);
 
 /// One thing to take back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,12 +104,18 @@ pub(crate) fn attach(qmp: &mut Qmp, qom_path: &str, node: &str) -> Result<()> {
     qmp.run("qom-set", json!({ "path": qom_path, "property": "drive", "value": node }))
 }
 
+// Asked rather than told by an event: not every way to a monitor brings events.
 pub(crate) fn delete_export(qmp: &mut Qmp, id: &str) -> Result<()> {
     qmp.run("block-export-del", json!({ "id": id, "mode": "hard" }))?;
-    let gone = qmp.wait_event("block-export-del", LET_GO, |event| event.name == "BLOCK_EXPORT_DELETED" && event.data["id"] == id);
-    // Not as an unreachable QEMU: it may answer well, and the other steps are to be tried.
-    gone.map(drop)
-        .map_err(|_| Error::Job { job: id.to_owned(), message: format!("the export was not let go within {} s", LET_GO.as_secs()) })
+    let deadline = Instant::now() + LET_GO;
+    while export::list(qmp)?.iter().any(|export| export.id == id) {
+        if Instant::now() >= deadline {
+            let message = format!("the export was not let go within {} s", LET_GO.as_secs());
+            return Err(Error::Job { job: id.to_owned(), message });
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
 }
 
 pub(crate) fn wake_from_error(qmp: &mut Qmp) -> Result<()> {

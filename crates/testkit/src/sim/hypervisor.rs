@@ -169,7 +169,8 @@ impl Hypervisor for SimVm {
             self.undo(request.checkpoint.as_ref());
             return Err(failure);
         }
-        let moment = Moment { pause: Duration::ZERO, frozen: None, consistency: Consistency::Crash, findings: Vec::new() };
+        let (pause, consistency) = (Duration::ZERO, Consistency::Crash);
+        let moment = Moment { pause, frozen: None, consistency, findings: Vec::new(), notes: Vec::new() };
         Ok(Box::new(SimPoint { vm: self, moment }))
     }
 
