@@ -147,9 +147,8 @@ impl Running {
             }
             Err(error) => {
                 // The first failure is what counts; a checkpoint that stays is named by no backup, and goes with the next one.
-                if let Some(name) = &request.checkpoint {
-                    drop(checkpoints::delete(link, std::slice::from_ref(name), facts));
-                }
+                let name = request.checkpoint.as_ref().filter(|_| !matches!(error, Error::Unreachable { .. }));
+                drop(name.map(|name| checkpoints::delete(link, std::slice::from_ref(name), facts)));
                 Err(error)
             }
         }
@@ -252,8 +251,11 @@ impl Running {
 
     // After a failed start nothing of it may stay; what happened before libvirt failed is found by asking.
     fn undo(&mut self, error: Error, prepared: &Prepared, request: &PointRequest) -> Error {
-        if let Ok(true) = is_wedged(&mut self.link) {
-            return Error::Wedged { domain: self.link.name().to_owned() };
+        match is_wedged(&mut self.link) {
+            Ok(true) => return Error::Wedged { domain: self.link.name().to_owned() },
+            // Each call would wait for it again.
+            Err(Error::Unreachable { .. }) => return error,
+            _ => {}
         }
         // The first failure is what counts; what cannot be undone is found by the next run.
         drop(end_backup(&mut self.link, |socket| Path::new(socket) == prepared.socket));

@@ -6,6 +6,7 @@
 
 mod define;
 mod firmware;
+mod held;
 mod killed;
 mod many;
 mod midway;

@@ -191,10 +191,17 @@ impl Stage {
     /// Starts a full backup and stops it while it reads: something of the frozen moment is on its way into the store, and not all.
     #[track_caller]
     pub fn reading(&self, domain: &Domain<'_>) -> Midway {
+        let midway = self.reading_held(domain);
+        assert!(domain.backup_socket().is_some(), "all of it was read already");
+        midway
+    }
+
+    /// The same where no backup job of libvirt's serves it.
+    #[track_caller]
+    pub fn reading_held(&self, domain: &Domain<'_>) -> Midway {
         let running = self.keepmark.spawn(&["backup", domain.name(), "--json", "--kind", "full"]);
         soon("data of a frozen moment in the store", || self.has_socket() && files(&self.path("store/tmp")).any(|bytes| bytes > 0));
         running.process.signal(Signal::STOP);
-        assert!(domain.backup_socket().is_some(), "all of it was read already");
         Midway { running }
     }
 
@@ -207,6 +214,19 @@ impl Stage {
 
     fn has_socket(&self) -> bool {
         ["run", "scratch"].iter().any(|name| holds_socket(&self.path(name)))
+    }
+
+    /// Ends the dead job that holds the domain `vm`, as `keepmark doctor` says for a VM that must go on.
+    #[track_caller]
+    pub fn end_dead_job(&self) {
+        self.host.kill_libvirtd();
+        let file = self.host.dir().join("run/qemu/vm.xml");
+        let status = std::fs::read_to_string(&file).unwrap();
+        let is_of_job = |line: &&str| line.contains("async='backup'");
+        assert!(status.lines().any(|line| is_of_job(&line)), "there is no such line:\n{status}");
+        let cured: String = status.lines().filter(|line| !is_of_job(line)).map(|line| format!("{line}\n")).collect();
+        std::fs::write(file, cured).unwrap();
+        self.host.restart_libvirtd();
     }
 
     pub fn restic(&self) -> Restic {

@@ -1,14 +1,16 @@
 //! A domain of a test's host: what a test does to it and asks of it.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::LibvirtHost;
 use super::builder::MONITOR;
 use crate::image::{self, Format, check_io};
-use crate::process::wait_for;
+use crate::process::{Owned, wait_for};
 use crate::qmp::bitmaps_of;
 use crate::{Disk, OrFail, Qmp, Serial, Witness, fail};
 
@@ -73,6 +75,29 @@ impl<'h> Domain<'h> {
     #[track_caller]
     pub fn kill_qemu(&self) {
         self.host.kill_qemu(&self.name);
+    }
+
+    /// Has a dead job of libvirt's hold it: libvirtd is killed while it prepares a backup, and started again. QEMU, which answers nothing
+    /// meanwhile, got nothing of it.
+    #[track_caller]
+    pub fn wedge(&self) {
+        let qemu = Pid::from_raw(self.host.qemu(&self.name).or_fail("the domain does not run").cast_signed()).or_fail("no such process");
+        let signal = |signal| kill_process(qemu, signal).or_fail("signalling QEMU");
+        let status = self.host.dir().join(format!("run/qemu/{}.xml", self.name));
+        let backup = self.host.dir().join("wedge.xml");
+        std::fs::write(&backup, "<domainbackup/>").or_fail("writing the backup's description");
+        signal(Signal::STOP);
+        let mut begin = self.host.virsh_command(&["backup-begin", &self.name]);
+        let mut begin = Owned::spawn(begin.arg(&backup).stdout(Stdio::null()).stderr(Stdio::null()));
+        wait_for("libvirt's backup job", BOOT_TIMEOUT, || {
+            std::fs::read_to_string(&status).is_ok_and(|text| text.contains("async='backup'")).then_some(())
+        });
+        self.host.kill_libvirtd();
+        signal(Signal::CONT);
+        begin.wait(BOOT_TIMEOUT);
+        self.host.restart_libvirtd();
+        let refused = self.try_virsh("domjobinfo", &[]).err().or_fail("no dead job holds the domain");
+        assert!(refused.contains("job data missing"), "{refused}");
     }
 
     /// libvirt's word for its state: `running`, `paused`, `shut off`.
