@@ -38,7 +38,7 @@ demo: deps build ## one guest, from the first full backup to the restored, boote
 bench: deps build ## speed and memory against other programs, on a disk that the script makes
 	@python3 -B benches/run.py
 
-bench-growth: build ## how the cost of an incremental grows with the disk and with the repository
+bench-growth: build ## how costs grow with the disk, the repository and the sequence
 	$(CARGO) build --release -p keepmark-store --example synthesize
 	@python3 -B benches/growth.py
 

@@ -9,7 +9,7 @@ from .tools.keepmark import Keepmark
 CHANGED = 64 * MIB
 GIB = 1024 * MIB
 SIZES_GIB = (8, 64, 512)
-CHUNKS, BACKUPS = 4_000_000, 1_000
+CHUNKS, BACKUPS, VMS = 4_000_000, 1_000, 50
 WALL_LIMIT, MEMORY_LIMIT = 1.2, 32 * MIB
 
 SMALL, LARGE = "sparse-8", "sparse-8-filled"
@@ -34,7 +34,7 @@ class Sparse(Keepmark):
         super().new_store()
         if self._filled:
             say(f"filling the repository with {CHUNKS:,} index entries and {BACKUPS:,} backups")
-            run([self._filled, self._store, "bench", self.cache, str(CHUNKS), str(BACKUPS)])
+            run([self._filled, self._store, "bench", self.cache, str(CHUNKS), str(BACKUPS), str(VMS)])
 
 
 class Place:

@@ -1,7 +1,7 @@
 //! Makes a repository that looks as if it had a long history: many chunks in its index, many backups of other VMs.
 //!
-//! `synthesize REPOSITORY PASSWORD CACHE CHUNKS BACKUPS`. Index entries name packs that are not there, which nothing that
-//! does not need those chunks looks at; the backups are real, small and of VMs of their own.
+//! `synthesize REPOSITORY PASSWORD CACHE CHUNKS BACKUPS VMS`. Index entries name packs that are not there, which nothing that
+//! does not need those chunks looks at; the backups are real, small, an hour apart and of so many VMs of their own.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -21,8 +21,8 @@ const PACK_CHUNKS: u64 = 118;
 const INDEX_PACKS: u64 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let [path, password, cache, chunks, backups] = <[String; 5]>::try_from(std::env::args().skip(1).collect::<Vec<_>>())
-        .map_err(|_| "usage: synthesize REPOSITORY PASSWORD CACHE CHUNKS BACKUPS")?;
+    let [path, password, cache, chunks, backups, vms] = <[String; 6]>::try_from(std::env::args().skip(1).collect::<Vec<_>>())
+        .map_err(|_| "usage: synthesize REPOSITORY PASSWORD CACHE CHUNKS BACKUPS VMS")?;
     let environment = Environment {
         hostname: "synthetic".into(),
         username: "bench".into(),
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         repository.write_index(&packs)?;
     }
     for number in 0..backups.parse::<u32>()? {
-        publish(&repository, number)?;
+        publish(&repository, number, vms.parse()?)?;
     }
     Ok(())
 }
@@ -64,9 +64,9 @@ fn pack(first: u64, end: u64) -> PublishedPack {
     PublishedPack { id: name(first, "pack"), blobs: (0..).zip(first..end).map(entry).collect() }
 }
 
-fn publish(repository: &Repository, number: u32) -> Result<(), Box<dyn Error>> {
-    let vm = VmIdentity::new(&format!("synthetic-{}", number % 50), None)?;
-    let time = "2026-01-01T00:00:00Z".parse::<Timestamp>()? + SignedDuration::from_mins(i64::from(number));
+fn publish(repository: &Repository, number: u32, vms: u32) -> Result<(), Box<dyn Error>> {
+    let vm = VmIdentity::new(&format!("synthetic-{}", number % vms), None)?;
+    let time = "2026-01-01T00:00:00Z".parse::<Timestamp>()? + SignedDuration::from_hours(i64::from(number));
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         program: "synthesize".into(),
