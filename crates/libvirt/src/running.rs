@@ -83,10 +83,11 @@ impl Running {
     }
 
     fn clean(&mut self) -> Result<Vec<String>> {
-        let mut said = self.clean_detour()?;
+        let mut said = Vec::new();
         if end_backup(&mut self.link, is_our_socket)? {
             said.push("backup job of libvirt's".into());
         }
+        said.extend(self.clean_detour()?);
         said.extend(freeze::clean_up(&mut self.link, &self.options.run_dir)?);
         said.extend(Workspace::sweep(&self.options.scratch_dir)?);
         said.extend(Workspace::sweep(&self.options.run_dir)?);

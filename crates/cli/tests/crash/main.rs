@@ -11,6 +11,7 @@
 
 mod campaign;
 mod children;
+mod define;
 mod domain;
 mod effect;
 mod guest;

@@ -8,13 +8,14 @@ const OF_QEMU: u32 = 0x2000_8087;
 const CALL: u32 = 0;
 const REPLY: u32 = 1;
 
-// Open and close, XML, look-ups, features, authentication, version, state, job statistics, lists, the backup's XML.
-const QUESTIONS: &[u32] = &[1, 2, 14, 23, 24, 60, 66, 157, 212, 298, 413, 422];
+// Open and close, XML, look-ups, features, authentication, version, state, job statistics, managed save, lists, the backup's XML.
+const QUESTIONS: &[u32] = &[1, 2, 14, 23, 24, 60, 66, 157, 183, 212, 273, 283, 298, 413, 422];
 const CHANGES: &[(u32, &str)] = &[
     (164, "abort-job"),
     (237, "block-job-abort"),
     (335, "fs-freeze"),
     (336, "fs-thaw"),
+    (350, "define"),
     (411, "checkpoint-create"),
     (417, "checkpoint-delete"),
     (420, "agent-time-out"),

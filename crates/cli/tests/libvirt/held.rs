@@ -24,7 +24,9 @@ fn a_first_backup_is_possible_and_libvirt_goes_on_from_it() {
     let domain = stage.domain();
     domain.wedge();
     stage.judge_held(&domain, "full", &["first backup"]);
+    domain.write("vda", 6, 2 * MIB, MIB);
     domain.destroy();
+    stage.judge_held(&domain, "incremental", &[]);
     stage.host.restart_libvirtd();
     domain.start();
     domain.write("vda", 7, 3 * MIB, MIB);

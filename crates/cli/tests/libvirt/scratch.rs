@@ -15,6 +15,15 @@ const DATA: u64 = 160 * MIB;
 
 #[test]
 fn a_store_that_stalls_until_the_scratch_is_full_breaks_the_backup_and_not_the_guest() {
+    stalls(false);
+}
+
+#[test]
+fn the_same_where_a_dead_job_holds_the_domain() {
+    stalls(true);
+}
+
+fn stalls(is_held: bool) {
     let mut scratch = None;
     // The host sees what was mounted when it began.
     let mut stage = Stage::on(|folder| {
@@ -30,7 +39,11 @@ fn a_store_that_stalls_until_the_scratch_is_full_breaks_the_backup_and_not_the_g
     image::fill_random(&file, Format::Qcow2, 1, 0, usize::try_from(DATA).unwrap());
     let domain = stage.host.domain("vm").disk(Disk::qcow2("vda", &file)).start();
 
-    let midway = stage.midway(&domain);
+    if is_held {
+        domain.wedge();
+    }
+
+    let midway = if is_held { stage.midway_held(&domain) } else { stage.midway(&domain) };
     let stopped = Stopped::new(&store);
     midway.wake();
     std::thread::sleep(Duration::from_secs(1));
@@ -44,5 +57,5 @@ fn a_store_that_stalls_until_the_scratch_is_full_breaks_the_backup_and_not_the_g
     scratch.as_ref().unwrap().make_room();
     let finished = stage.backup(&domain, &[]);
     stage.compare(&finished, &stage.witness(&domain));
-    stage.assert_clean(&domain);
+    stage.assert_nothing_left(&domain);
 }

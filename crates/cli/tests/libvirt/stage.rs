@@ -153,7 +153,9 @@ impl Stage {
         assert!(job.contains("None"), "{job}");
     }
 
-    fn assert_nothing_left(&self, domain: &Domain<'_>) {
+    /// The same, whatever job runs.
+    #[track_caller]
+    pub fn assert_nothing_left(&self, domain: &Domain<'_>) {
         let ours = Marks::of_ours(domain);
         assert_eq!(ours.in_libvirt, ours.in_qemu);
         assert!(!ours.in_qemu.iter().any(|name| name.starts_with("km1tmp")), "{ours:?}");
@@ -177,6 +179,14 @@ impl Stage {
     /// Starts a backup and stops it when libvirt is about to serve a frozen moment.
     #[track_caller]
     pub fn midway(&self, domain: &Domain<'_>) -> Midway {
+        let midway = self.midway_held(domain);
+        wait_for("libvirt's backup job", TIMEOUT, || domain.backup_socket());
+        midway
+    }
+
+    /// The same where QEMU is about to serve it without a backup job of libvirt's.
+    #[track_caller]
+    pub fn midway_held(&self, domain: &Domain<'_>) -> Midway {
         let mut running = self.keepmark.spawn(&["backup", domain.name(), "--json"]);
         // libvirtd answers first when everything is there; until then keepmark waits for it.
         wait_for("the socket of a frozen moment", TIMEOUT, || {
@@ -184,7 +194,6 @@ impl Stage {
             self.has_socket().then_some(())
         });
         running.process.signal(Signal::STOP);
-        wait_for("libvirt's backup job", TIMEOUT, || domain.backup_socket());
         Midway { running }
     }
 
