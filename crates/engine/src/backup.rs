@@ -4,24 +4,28 @@
 //! moment up; publish; only then remove the checkpoints that nothing builds on any more. Dying anywhere before publication
 //! leaves no backup and, at worst, a checkpoint that no manifest names: the next run removes it.
 
+mod at_once;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
-use keepmark_model::facts::VmFacts;
+use keepmark_model::facts::{Power, VmFacts};
 use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{DiskPlan, Hold, Plan, Request, obsolete_checkpoints, plan};
+use keepmark_model::pushing::{Push, Pushing};
 use keepmark_model::scheme::Standing;
 use keepmark_model::seam::{
     BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile, Store,
 };
-use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, VmId};
+use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, Failure, VmId};
 
 use crate::audit::Audit;
+use crate::backup::at_once::PullInstead;
 use crate::capture::{Captured, capture, look};
 use crate::error::Error;
-use crate::push::{self, Mode};
+use crate::push::{self, Mode, Way};
 use crate::report::BackupReport;
 use crate::surroundings::Surroundings;
 
@@ -88,13 +92,14 @@ pub fn backup(
     clean_up(vm, monitor)?;
     let outlook = outlook(vm, store, &job.request, (world.now)(), monitor)?;
     let run = Run { outlook: &outlook, job, store, world, monitor, started };
-    let checkpoint = outlook.plan.checkpoint.then(|| CheckpointName::make((world.now)(), &store.id(), (world.random)()));
-    let result = run.capture_and_publish(vm, checkpoint.as_ref());
-    match (&result, &checkpoint) {
-        (Ok((id, manifest)), _) => run.remove_obsolete(vm, id, manifest),
-        (Err(_), Some(name)) => run.remove_unpublished(vm, name),
-        (Err(_), None) => {}
-    }
+    let way = run.way(vm)?;
+    let result = match run.attempt(vm, &way) {
+        Err(failure) if failure.is::<PullInstead>() => {
+            monitor.note(&format!("pulled, not pushed: {failure}"));
+            run.attempt(vm, &Way::Pull(None))
+        }
+        result => result,
+    };
     result.map(|(id, manifest)| BackupReport::new(id, &manifest))
 }
 
@@ -107,26 +112,72 @@ struct Run<'a> {
     started: Duration,
 }
 
+/// What was taken of a moment.
+struct Taken {
+    moment: Moment,
+    captured: Vec<Captured>,
+    /// Why something of it could not be removed from the VM.
+    left: Option<Failure>,
+}
+
 impl Run<'_> {
-    fn capture_and_publish(&self, vm: &mut dyn Hypervisor, checkpoint: Option<&CheckpointName>) -> Result<(BackupId, Manifest)> {
+    fn way(&self, vm: &mut dyn Hypervisor) -> Result<Way> {
+        let Outlook { facts, plan, .. } = self.outlook;
+        let way = push::chosen(self.job.mode, vm, self.store.push_place(&facts.identity.id()).as_ref(), &plan.disks)?;
+        if let Way::Pull(Some(why)) = &way
+            && facts.power != Power::Off
+        {
+            self.monitor.note(&format!("pulled, not pushed: {why}"));
+        }
+        Ok(way)
+    }
+
+    /// One try: published, or nothing is left of it.
+    fn attempt(&self, vm: &mut dyn Hypervisor, way: &Way) -> Result<(BackupId, Manifest)> {
+        let name = || CheckpointName::make((self.world.now)(), &self.store.id(), (self.world.random)());
+        let checkpoint = self.outlook.plan.checkpoint.then(name);
+        let result = self.capture_and_publish(vm, checkpoint.as_ref(), way);
+        match (&result, &checkpoint) {
+            (Ok((id, manifest)), _) => self.remove_obsolete(vm, id, manifest),
+            (Err(_), Some(name)) => self.remove_unpublished(vm, name),
+            (Err(_), None) => {}
+        }
+        result
+    }
+
+    fn capture_and_publish(&self, vm: &mut dyn Hypervisor, checkpoint: Option<&CheckpointName>, way: &Way) -> Result<(BackupId, Manifest)> {
         let id: VmId = self.outlook.facts.identity.id();
         let definition = vm.definition()?;
         let time = self.time_of_backup();
-        let push = push::chosen(self.job.mode, vm, self.store)?;
         let mut writer = self.store.begin(&id, time)?;
-        let mut point = vm.begin(&self.point_request(checkpoint, push))?;
-        let captured =
-            if push { self.push_all(point.as_mut(), writer.as_mut()) } else { self.capture_all(point.as_mut(), writer.as_mut()) }?;
-        let moment = point.moment().clone();
+        let Taken { moment, captured, left } = match way {
+            Way::Push(Pushing::AsTheMoment) => self.push_at_once(vm, checkpoint, writer.as_mut()),
+            Way::Push(Pushing::OfTheMoment) => self.take(vm, checkpoint, Push::Later, writer.as_mut()),
+            Way::Pull(_) => self.take(vm, checkpoint, Push::No, writer.as_mut()),
+        }?;
         moment.notes.iter().for_each(|note| self.monitor.note(note));
         let mut findings = definition.findings;
         findings.extend(moment.findings.iter().cloned());
-        if let Err(failure) = point.release() {
+        if let Some(failure) = left {
             findings.push(format!("something could not be removed from the VM; the next run tries again: {}", in_one_line(&failure)));
         }
         findings.iter().for_each(|finding| self.monitor.finding(finding));
         let manifest = self.manifest(time, checkpoint, &moment, captured, findings);
         self.publish(writer, manifest, &definition.files)
+    }
+
+    /// Fixes a moment and stores what is in it.
+    fn take(
+        &self,
+        vm: &mut dyn Hypervisor,
+        checkpoint: Option<&CheckpointName>,
+        push: Push,
+        writer: &mut dyn BackupWriter,
+    ) -> Result<Taken> {
+        let is_pushed = push != Push::No;
+        let mut point = vm.begin(&self.point_request(checkpoint, push))?;
+        let captured = if is_pushed { self.push_all(point.as_mut(), writer) } else { self.capture_all(point.as_mut(), writer) }?;
+        Ok(Taken { moment: point.moment().clone(), captured, left: point.release().err() })
     }
 
     /// Never before the newest backup: a clock that was set back must not change the order of the sequence.
@@ -139,7 +190,7 @@ impl Run<'_> {
         newest.checked_add(jiff::Span::new().milliseconds(1)).unwrap_or(newest)
     }
 
-    fn point_request(&self, checkpoint: Option<&CheckpointName>, push: bool) -> PointRequest {
+    fn point_request(&self, checkpoint: Option<&CheckpointName>, push: Push) -> PointRequest {
         let point_disk =
             |disk: &DiskPlan| PointDisk { name: disk.name.clone(), since: disk.since.as_ref().map(|base| base.checkpoint.clone()) };
         PointRequest {

@@ -151,7 +151,7 @@ fn scope(
 }
 
 /// Everything is looked at, and nothing is taken over unseen; what is the same as in `compare` need not be stored again.
-fn whole(plan: &DiskPlan, reason: &str, compare: Option<BackupId>) -> Scope {
+pub fn whole(plan: &DiskPlan, reason: &str, compare: Option<BackupId>) -> Scope {
     let kind = if plan.kind == Kind::Full { Kind::Full } else { Kind::Resync };
     Scope { kind, reason: reason.to_owned(), base: None, compare, dirty: Extents::whole(plan.size), audit: None }
 }

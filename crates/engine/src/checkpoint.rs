@@ -2,6 +2,7 @@
 
 use keepmark_model::choice::DiskChoice;
 use keepmark_model::facts::DiskFacts;
+use keepmark_model::pushing::Push;
 use keepmark_model::seam::{Freeze, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result};
 use keepmark_model::{CheckpointName, StoreId};
 
@@ -25,7 +26,7 @@ pub fn create(vm: &mut dyn Hypervisor, freeze: Freeze, world: Surroundings<'_>, 
         checkpoint: Some(name.clone()),
         run: world.run(),
         freeze,
-        push: false,
+        push: Push::No,
     };
     let point = vm.begin(&request)?;
     let moment = point.moment().clone();

@@ -4,7 +4,8 @@
 
 use keepmark_model::manifest::Kind;
 use keepmark_model::plan::DiskPlan;
-use keepmark_model::seam::{BackupWriter, CannotPush, FrozenPoint, Hypervisor, Monitor, PushTarget, Result, Store};
+use keepmark_model::pushing::{CannotPush, PushPlace, PushTarget, Pushing};
+use keepmark_model::seam::{BackupWriter, FrozenPoint, Hypervisor, Monitor, Result};
 use keepmark_model::{Failure, FailureClass};
 
 use crate::capture::{Captured, Scope};
@@ -22,24 +23,49 @@ pub enum Mode {
     Push,
 }
 
-/// Whether the hypervisor moves the data.
+/// Who moves the data of one backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// We; why not the hypervisor, where it would have been asked for.
+    Pull(Option<String>),
+    /// The hypervisor.
+    Push(Pushing),
+}
+
+/// Chooses who does; `place` is where the hypervisor would write, in stores where it can.
 ///
 /// # Errors
-/// When that is asked for and cannot be.
-pub fn chosen(mode: Mode, vm: &dyn Hypervisor, store: &dyn Store) -> Result<bool> {
-    let why = match (mode, store.takes_pushes()) {
-        (Mode::Pull, _) => return Ok(false),
-        (_, false) => "its store is a repository, into which QEMU cannot write".to_owned(),
-        (_, true) => match vm.can_push() {
-            Ok(()) => return Ok(true),
-            Err(error) => error.why,
-        },
-    };
-    if mode == Mode::Auto {
-        return Ok(false);
+/// When push mode is asked for and cannot be.
+pub fn chosen(mode: Mode, vm: &mut dyn Hypervisor, place: Option<&PushPlace>, disks: &[DiskPlan]) -> Result<Way> {
+    if mode == Mode::Pull {
+        return Ok(Way::Pull(None));
     }
-    let failure = Failure::new(FailureClass::Usage, CannotPush { why });
-    Err(failure.with_hint("leave --mode away, or say --mode pull"))
+    let asked =
+        place.map_or_else(|| Err(CannotPush::new("its store is a repository, into which QEMU cannot write")), |place| vm.can_push(place));
+    match asked {
+        Ok(Pushing::AsTheMoment) => {
+            Ok(disks.iter().find_map(not_at_once).map_or(Way::Push(Pushing::AsTheMoment), |why| Way::Pull(Some(why))))
+        }
+        Ok(Pushing::OfTheMoment) => Ok(Way::Push(Pushing::OfTheMoment)),
+        Err(error) if mode == Mode::Auto => Ok(Way::Pull(place.is_some().then_some(error.why))),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+/// Push mode that was asked for and cannot be had.
+pub fn refused(error: CannotPush) -> Failure {
+    Failure::new(FailureClass::Usage, error).with_hint("leave --mode away, or say --mode pull")
+}
+
+/// What of a disk has to be read, where a moment cannot be both pushed and read.
+fn not_at_once(plan: &DiskPlan) -> Option<String> {
+    let says = |what: &str| Some(format!("disk {} {what}", plan.name));
+    match &plan.since {
+        Some(base) if base.size != plan.size => says("has grown since its base"),
+        Some(_) => None,
+        None if plan.kind == Kind::Full && plan.compare.is_none() => None,
+        None => says("is to be compared with its last backup"),
+    }
 }
 
 /// Whether a disk can be pushed: nothing is to be compared, and the bitmap covers all that may have changed.
@@ -60,21 +86,28 @@ pub fn push(
     writer: &mut dyn BackupWriter,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Captured>> {
-    let target =
-        |writer: &mut dyn BackupWriter, (plan, scope): &(&DiskPlan, Scope)| writer.push_target(&plan.name, plan.size, scope.base.as_ref());
-    let targets = disks.iter().map(|disk| target(writer, disk)).collect::<Result<Vec<PushTarget>>>()?;
+    let bases = disks.iter().map(|(plan, scope)| (*plan, scope.base.as_ref()));
+    let targets = bases.map(|(plan, base)| writer.push_target(&plan.name, plan.size, base)).collect::<Result<Vec<PushTarget>>>()?;
+    let moved = write(point, &targets, monitor)?;
+    targets.iter().zip(disks).zip(moved).map(|((target, (_, scope)), moved)| taken_over(target, scope, moved, writer)).collect()
+}
+
+/// Has the hypervisor write images; gives the bytes that it moved for each.
+pub fn write(point: &mut dyn FrozenPoint, targets: &[PushTarget], monitor: &dyn Monitor) -> Result<Vec<u64>> {
     let mut moved = vec![0; targets.len()];
-    point.push(&targets, &mut |name, done, total| {
+    point.push(targets, &mut |name, done, total| {
         monitor.progress(name.as_str(), done, total);
         if let Some(place) = targets.iter().position(|target| target.disk == *name) {
             moved[place] = total;
         }
         if monitor.interrupted() { Err(Error::Interrupted.into()) } else { Ok(()) }
     })?;
-    let taken = |((target, (_, scope)), moved): ((&PushTarget, &(&DiskPlan, Scope)), u64)| {
-        monitor.finished(target.disk.as_str());
-        let stored = writer.pushed(target)?;
-        Ok(Captured { reason: format!("{}; written by the hypervisor itself", scope.reason), ..scope.captured(moved, stored.stored_bytes) })
-    };
-    targets.iter().zip(disks).zip(moved).map(taken).collect()
+    targets.iter().for_each(|target| monitor.finished(target.disk.as_str()));
+    Ok(moved)
+}
+
+/// What the manifest is told of an image that the hypervisor has written.
+pub fn taken_over(target: &PushTarget, scope: &Scope, moved: u64, writer: &mut dyn BackupWriter) -> Result<Captured> {
+    let stored = writer.pushed(target)?;
+    Ok(Captured { reason: format!("{}; written by the hypervisor itself", scope.reason), ..scope.captured(moved, stored.stored_bytes) })
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use keepmark_model::pushing::CannotPush;
 use keepmark_model::{Failure, FailureClass};
 
 use crate::api::{Fault, Kind};
@@ -137,6 +138,32 @@ pub enum Error {
         /// Which.
         domain: String,
     },
+    /// The guest would have come to harm by a push.
+    #[error("the file system of {} is nearly full: libvirt's backup into it was ended before the guest's writes failed", folder.display())]
+    TargetFull {
+        /// Where it wrote.
+        folder: PathBuf,
+    },
+    /// A push did not end well, or nobody knows how.
+    #[error("libvirt's push backup of domain {domain} failed: {problem}")]
+    NotPushed {
+        /// Which.
+        domain: String,
+        /// Why, in QEMU's words.
+        problem: String,
+    },
+    /// What is pushed cannot be read.
+    #[error("the moment of domain {domain} consists of the images that its QEMU writes")]
+    OnlyPushed {
+        /// Which.
+        domain: String,
+    },
+    /// Push mode cannot be had.
+    #[error(transparent)]
+    CannotPush(#[from] CannotPush),
+    /// An image cannot be made.
+    #[error("{0}")]
+    Image(Failure),
     /// There is no such disk.
     #[error("domain {domain} has no disk {disk}")]
     NoDisk {
@@ -235,6 +262,8 @@ impl Error {
     fn class(&self) -> FailureClass {
         match self {
             Self::Define(problem) => problem.class(),
+            Self::Image(failure) => failure.class(),
+            Self::CannotPush(_) => FailureClass::Usage,
             Self::Unreachable { .. } | Self::NoDomain { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::Refused { is_lock: true, .. } => FailureClass::Locked,
             Self::NoDisk { .. } | Self::Identity { .. } | Self::Elsewhere { .. } | Self::Transient { .. } => FailureClass::Usage,
@@ -251,6 +280,9 @@ impl Error {
             | Self::Taken { .. }
             | Self::MomentOver { .. }
             | Self::File { .. }
+            | Self::TargetFull { .. }
+            | Self::NotPushed { .. }
+            | Self::OnlyPushed { .. }
             | Self::NotEnded { .. }
             | Self::NotDown { .. }
             | Self::OtherImages { .. }
@@ -286,6 +318,10 @@ impl Error {
                  --shutdown-timeout; it must have a guest agent or obey its power button"
             ),
             Self::OtherImages { domain } => format!("its definition differs from how it runs; see `virsh dumpxml --inactive {domain}`"),
+            Self::TargetFull { .. } => {
+                "make room in the store, or pull (--mode pull), which lets the guest go on when the store is full".into()
+            }
+            Self::NotPushed { .. } => "run the backup again, or pull it (--mode pull)".into(),
             Self::NotEnded { .. } => "the next run of keepmark on this domain ends it".into(),
             _ => return None,
         })
@@ -304,6 +340,12 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         if let Error::Qemu(inner) = error {
             return inner.into();
+        }
+        if let Error::Image(failure) = error {
+            return failure;
+        }
+        if let Error::CannotPush(reason) = error {
+            return Self::new(FailureClass::Usage, reason);
         }
         let (class, hint) = (error.class(), error.hint());
         let failure = Self::new(class, error);

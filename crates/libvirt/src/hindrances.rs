@@ -58,7 +58,7 @@ fn hindrance(folder: &Path, closed: &Path, (user, _): (u32, u32)) -> Hindrance {
 
 /// The highest folder on the way to `folder`, itself among them, that this user and group may not pass. What does not exist yet is made
 /// so that they may.
-fn closed(folder: &Path, user: (u32, u32)) -> Option<PathBuf> {
+pub(crate) fn closed(folder: &Path, user: (u32, u32)) -> Option<PathBuf> {
     let mut way: Vec<&Path> = folder.ancestors().collect();
     way.reverse();
     let is_closed = |folder: &&Path| std::fs::metadata(folder).is_ok_and(|found| !may_pass(&found, user));

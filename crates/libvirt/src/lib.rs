@@ -1,7 +1,7 @@
-//! VMs that libvirt owns: domains, their disks, checkpoints and pull backups by libvirt's own calls; shut-off ones through qemu-storage-daemon.
+//! VMs that libvirt owns: domains, their disks, checkpoints and backups by libvirt's own calls; shut-off ones through qemu-storage-daemon.
 //!
 //! Reading order: [`open`] finds the domain and chooses the driver; `running` is one with a QEMU, `shut_off` one without; `point` is
-//! a pull backup, `detour` one where libvirt cannot begin any more; `checkpoints` heals what libvirt and QEMU disagree about; `saved` is what a backup has beside
+//! a pull backup, `pushed` a push, `detour` one where libvirt cannot begin any more; `checkpoints` heals what libvirt and QEMU disagree about; `saved` is what a backup has beside
 //! the disks, [`define`] brings a domain back from it; `xml` reads and writes; `api` is the C library made safe.
 
 mod api;
@@ -13,11 +13,13 @@ mod error;
 mod folders;
 mod freeze;
 mod halting;
+mod handed;
 mod hindrances;
 mod link;
 mod look;
 mod monitor;
 mod point;
+mod pushed;
 mod running;
 mod saved;
 mod shut_off;

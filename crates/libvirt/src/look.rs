@@ -38,6 +38,12 @@ impl Look {
         formats.into_iter().chain(files).map(|(node, _)| node.as_str()).collect()
     }
 
+    /// A bitmap that libvirt puts on a disk while it pushes: where one is, it does so no more.
+    pub(crate) fn left_by_libvirt(&self) -> Option<String> {
+        let named = |disk: &Disk| format!("backup-{}", disk.facts.name);
+        self.disks.iter().find(|disk| disk.facts.bitmaps().any(|bitmap| bitmap.name == named(disk))).map(named)
+    }
+
     /// Disks whose images below have another size: QEMU cannot unite their bitmaps, so everything counts as changed.
     pub(crate) fn uneven(&self, request: &PointRequest) -> BTreeSet<DiskName> {
         let is_uneven = |wanted: &&PointDisk| {
@@ -55,7 +61,7 @@ pub(crate) fn look(link: &mut Link) -> Result<Look> {
     let survey = monitor::look(link)?;
     let (disks, skipped) = disks::join(&xml, &survey);
     let called = disks.iter().filter_map(|disk| Some((disk.facts.name.clone(), without_libvirt(disk, &survey)?))).collect();
-    let is_scratch = |node: &&Node| node.file.split(['/', '"']).any(|part| part.starts_with(TEMPORARY_PREFIX));
+    let is_scratch = |node: &&Node| is_temporary(&node.file);
     let has_delta = |node: &Node| node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.as_deref()).any(is_delta);
     let has_detour = survey.nodes.iter().any(|node| is_ours(&node.node_name) || (has_delta(node) && !is_scratch(&node)));
     let scratch = survey.nodes.iter().filter(is_scratch).map(|node| (node.node_name.clone(), node.drv.clone())).collect();
@@ -66,6 +72,11 @@ pub(crate) fn look(link: &mut Link) -> Result<Look> {
 fn without_libvirt(disk: &Disk, survey: &Survey) -> Option<DiskName> {
     let same = |other: &&Disk| (&other.qom_path, &other.nodes) == (&disk.qom_path, &disk.nodes);
     survey.disks.iter().find(same).map(|same| same.facts.name.clone())
+}
+
+/// Whether a path leads through something temporary of ours: a folder of scratch images, or of a backup that is not published yet.
+pub(crate) fn is_temporary(path: &str) -> bool {
+    path.split(['/', '"']).any(|part| part.trim_start_matches('.').starts_with(TEMPORARY_PREFIX))
 }
 
 /// Its disks alone.

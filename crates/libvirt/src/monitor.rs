@@ -46,6 +46,25 @@ pub(crate) fn healthy_backups(link: &mut Link) -> Result<usize> {
     Ok(jobs.iter().filter(is_healthy).count())
 }
 
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Copying {
+    /// Bytes done.
+    pub(crate) done: u64,
+    /// Bytes to be done in all, as far as is known.
+    pub(crate) due: u64,
+}
+
+/// The backup jobs by name, and how far they are.
+pub(crate) fn copying(link: &mut Link) -> Result<Vec<(String, Copying)>> {
+    let jobs: Vec<Value> = ask(link, "query-jobs", Value::Null)?;
+    let of = |job: &Value| {
+        let number = |key: &str| job[key].as_u64().unwrap_or_default();
+        Some((job["id"].as_str()?.to_owned(), Copying { done: number("current-progress"), due: number("total-progress") }))
+    };
+    Ok(jobs.iter().filter(|job| job["type"] == "backup").filter_map(of).collect())
+}
+
 /// QEMU's version.
 pub(crate) fn version(link: &mut Link) -> Result<Version> {
     let reply: Value = ask(link, "query-version", Value::Null)?;

@@ -16,7 +16,7 @@ use crate::link::Link;
 use crate::watched::Watched;
 use crate::xml::backup;
 
-const END_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const END_WAIT: Duration = Duration::from_secs(30);
 const END_ASKED_AGAIN: Duration = Duration::from_secs(2);
 const END_POLL: Duration = Duration::from_millis(5);
 
@@ -77,7 +77,7 @@ impl Drop for Point<'_> {
     }
 }
 
-/// Ends the running backup if its server's socket is ours; says whether there was one.
+/// Ends the running backup if its place (see [`backup::places`]) is ours; says whether there was one.
 pub(crate) fn end_backup(link: &mut Link, is_ours: impl Fn(&str) -> bool) -> Result<bool> {
     let Some(xml) = running(link, &is_ours)? else { return Ok(false) };
     abort(link, &xml, &is_ours)?;
@@ -93,6 +93,10 @@ pub(crate) fn end_backup(link: &mut Link, is_ours: impl Fn(&str) -> bool) -> Res
             asked = Instant::now();
         }
         std::thread::sleep(END_POLL);
+    }
+    if backup::is_push(&xml) && link.call(Domain::is_stopped_by_error)? {
+        // What failed was a write into its image, or will fail again by itself.
+        link.call(Domain::resume)?;
     }
     Ok(true)
 }
@@ -117,10 +121,10 @@ fn end_headless(link: &mut Link, targets: &[String], is_ours: &impl Fn(&str) -> 
     Ok(())
 }
 
-/// The running backup's description if its socket is ours. A domain that ended has taken its backup with it.
+/// The running backup's description if its place is ours. A domain that ended has taken its backup with it.
 pub(crate) fn running(link: &mut Link, is_ours: &impl Fn(&str) -> bool) -> Result<Option<String>> {
     match link.attempt(Domain::backup_xml)? {
-        Ok(xml) => Ok(backup::socket(&xml).is_some_and(|socket| is_ours(&socket)).then_some(xml)),
+        Ok(xml) => Ok(backup::places(&xml).iter().any(|place| is_ours(place)).then_some(xml)),
         Err(fault) if matches!(fault.kind, Kind::NoBackup | Kind::Invalid | Kind::NoDomain) => Ok(None),
         Err(fault) => Err(fault.into()),
     }

@@ -1,12 +1,16 @@
-//! A domain with a QEMU: pull backups with libvirt's checkpoints.
+//! A domain with a QEMU: backups with libvirt's checkpoints.
+
+mod push;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keepmark_model::facts::{DiskFacts, Persistence, Power, VmFacts};
+use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::Consistency;
 use keepmark_model::names::TEMPORARY_PREFIX;
+use keepmark_model::pushing::{CannotPush, Push, PushPlace, Pushing};
 use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest};
 use keepmark_model::trust::recorded;
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
@@ -19,12 +23,12 @@ use keepmark_qemu::temporary::Temporary;
 use keepmark_qemu::watchdog::Watchdog;
 use keepmark_qemu::workspace::{VmLock, Workspace};
 
-use crate::api::{Checkpoint, Domain, DomainState, Version};
+use crate::api::{Checkpoint, Domain, DomainState, Images, Version};
 use crate::detour::Around;
 use crate::error::{Error, Result};
 use crate::freeze::{self, Means, Quiet};
 use crate::link::Link;
-use crate::look::{Look, facts, facts_of, look};
+use crate::look::{Look, facts, facts_of, is_temporary, look};
 use crate::point::{Point, end_backup};
 use crate::shut_off::ShutOff;
 use crate::xml::backup::{self, BackupDisk, Export};
@@ -84,7 +88,7 @@ impl Running {
 
     fn clean(&mut self) -> Result<Vec<String>> {
         let mut said = Vec::new();
-        if end_backup(&mut self.link, is_our_socket)? {
+        if end_backup(&mut self.link, is_temporary)? {
             said.push("backup job of libvirt's".into());
         }
         said.extend(self.clean_detour()?);
@@ -157,7 +161,7 @@ impl Running {
 
     fn point(&mut self, request: &PointRequest) -> Result<Point<'_>> {
         if job(&mut self.link)? {
-            return Err(Error::Busy { domain: self.link.name().to_owned(), what: "job (another backup, a migration, a save)" });
+            return Err(self.busy());
         }
         let look = look(&mut self.link)?;
         let uneven = look.uneven(request);
@@ -166,27 +170,51 @@ impl Running {
         let prepared = self.prepare(&xml, request)?;
         let parts = parts(&disks, request, &prepared, &uneven);
         let starts = begins(&disks, &xml, request);
-        let mut watchdog = self.watchdog()?;
-        // Told before the backup begins, so that it never outlives us unwatched.
-        let copied = watchdog::copied(self.link.uuid(), prepared.names.run());
-        watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(&copied))?;
-        let means = means(&mut self.link, &xml, request, &self.options.run_dir, watchdog.as_mut())?;
-        let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&backup::write(&prepared.socket, &parts), starts.as_deref()));
-        let begun = freeze::quiesced(&mut self.link, means, begin);
-        let quiet = match begun {
-            Ok(((), quiet)) => quiet,
-            Err(error) => return Err(self.undo(error, &prepared, request)),
+        let mut watchdog = self.watching(prepared.names.run())?;
+        let description = backup::write(&prepared.socket, &parts);
+        let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&description, starts.as_deref(), Images::New));
+        let moment = match self.quiesced(request, &xml, watchdog.as_mut(), begin) {
+            Ok(moment) => moment,
+            Err(error) => {
+                let error = self.undo(error, |socket| Path::new(socket) == prepared.socket, request);
+                drop(std::fs::remove_file(&prepared.socket));
+                return Err(error);
+            }
         };
-        let moment = moment_of(quiet);
         let exports = exports(request, &prepared, &uneven);
         let space = self.watch_space(&prepared.socket);
         let Prepared { socket, folders, .. } = prepared;
         Ok(Point { link: &mut self.link, moment, exports, socket, space, watchdog, _folders: folders, is_over: false })
     }
 
+    fn busy(&self) -> Error {
+        Error::Busy { domain: self.link.name().to_owned(), what: "job (another backup, a migration, a save)" }
+    }
+
+    // Begins a backup with the guest as quiet as is wanted and possible.
+    fn quiesced(
+        &mut self,
+        request: &PointRequest,
+        xml: &DomainXml,
+        watchdog: Option<&mut Watchdog>,
+        begin: impl FnOnce(&mut Link) -> Result<()>,
+    ) -> Result<Moment> {
+        let means = means(&mut self.link, xml, request, &self.options.run_dir, watchdog)?;
+        let ((), quiet) = freeze::quiesced(&mut self.link, means, begin)?;
+        Ok(moment_of(quiet))
+    }
+
     fn watchdog(&self) -> Result<Option<Watchdog>> {
         let spawn = |command| Watchdog::spawn(command, Path::new(&watchdog::subject(self.link.uri())));
         Ok(self.options.watchdog.as_ref().map(spawn).transpose()?)
+    }
+
+    // Told before the backup begins, so that it never outlives us unwatched; `token` is in the backup's place and in no other's.
+    fn watching(&self, token: &str) -> Result<Option<Watchdog>> {
+        let mut watchdog = self.watchdog()?;
+        let copied = watchdog::copied(self.link.uuid(), token);
+        watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(&copied))?;
+        Ok(watchdog)
     }
 
     fn watch_space(&self, socket: &Path) -> SpaceWatch {
@@ -251,7 +279,7 @@ impl Running {
     }
 
     // After a failed start nothing of it may stay; what happened before libvirt failed is found by asking.
-    fn undo(&mut self, error: Error, prepared: &Prepared, request: &PointRequest) -> Error {
+    fn undo(&mut self, error: Error, is_ours: impl Fn(&str) -> bool, request: &PointRequest) -> Error {
         match is_wedged(&mut self.link) {
             Ok(true) => return Error::Wedged { domain: self.link.name().to_owned() },
             // Each call would wait for it again.
@@ -259,8 +287,7 @@ impl Running {
             _ => {}
         }
         // The first failure is what counts; what cannot be undone is found by the next run.
-        drop(end_backup(&mut self.link, |socket| Path::new(socket) == prepared.socket));
-        drop(std::fs::remove_file(&prepared.socket));
+        drop(end_backup(&mut self.link, is_ours));
         if let Some(name) = &request.checkpoint {
             drop(checkpoints::delete(&mut self.link, std::slice::from_ref(name), facts));
         }
@@ -383,10 +410,6 @@ fn private_folder(link: &mut Link) -> Result<Option<PathBuf>> {
     Ok(monitor.and_then(|(_, path)| Some(Path::new(&path).parent()?.to_owned())).filter(|folder| folder.is_absolute() && folder.is_dir()))
 }
 
-fn is_our_socket(socket: &str) -> bool {
-    Path::new(socket).iter().any(|part| part.to_string_lossy().starts_with(TEMPORARY_PREFIX))
-}
-
 // No backup of ours runs when this is called, and another keepmark is kept off by its lock.
 fn sweep_sockets(folder: &Path) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -407,7 +430,14 @@ impl Hypervisor for Running {
         if self.detour.is_some() {
             return Ok(Box::new(self.around(request)?));
         }
-        Ok(Box::new(self.point(request)?))
+        Ok(match &request.push {
+            Push::AtOnce(targets) => Box::new(self.push_point(request, targets)?),
+            Push::No | Push::Later => Box::new(self.point(request)?),
+        })
+    }
+
+    fn can_push(&mut self, place: &PushPlace) -> std::result::Result<Pushing, CannotPush> {
+        self.pushing(place).map_err(|error| CannotPush::new(in_one_line(&error)))?
     }
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {

@@ -63,7 +63,7 @@ fn request(disks: &[(&str, Option<&str>)], checkpoint: Option<&str>) -> PointReq
         checkpoint: checkpoint.map(name),
         run: "0a1b2c3d".into(),
         freeze: Freeze::Never,
-        push: false,
+        push: keepmark_model::pushing::Push::No,
     }
 }
 

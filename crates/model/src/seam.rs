@@ -2,7 +2,6 @@
 //!
 //! Nothing here does I/O; drivers do. Every method blocks. Failures say by their class what they mean to the caller.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use crate::facts::VmFacts;
 use crate::failure::{Failure, FailureClass};
 use crate::manifest::{Consistency, Manifest, StoredBackup};
 use crate::names::{BackupId, CheckpointName, DiskName, StoreId, VmId};
+use crate::pushing::{CannotPush, Push, PushPlace, PushTarget, Pushing};
 use crate::writing::{Rest, Unfinished, WriteRequest, Writing};
 
 /// What every call across a seam returns.
@@ -42,12 +42,12 @@ pub trait Hypervisor {
     /// When the point cannot be made; the VM goes on as before.
     fn begin(&mut self, request: &PointRequest) -> Result<Box<dyn FrozenPoint + '_>>;
 
-    /// Whether it can write images itself ([`FrozenPoint::push`]).
+    /// Whether and how it can write images in this place itself ([`FrozenPoint::push`]). Changes nothing.
     ///
     /// # Errors
     /// When it cannot; why, in words.
-    fn can_push(&self) -> std::result::Result<(), CannotPush> {
-        Err(CannotPush { why: "only a running QEMU that is named by its monitor (qmp:SOCKET) can".to_owned() })
+    fn can_push(&mut self, _place: &PushPlace) -> std::result::Result<Pushing, CannotPush> {
+        Err(CannotPush::new("only a running VM's QEMU can"))
     }
 
     /// Removes bitmaps of these checkpoints from all disks and layers where they are and can be removed, in one transaction
@@ -135,8 +135,8 @@ pub struct PointRequest {
     pub run: String,
     /// Whether to quiesce the guest's file systems by its agent.
     pub freeze: Freeze,
-    /// Whether [`FrozenPoint::push`] will be asked for.
-    pub push: bool,
+    /// What of it is pushed.
+    pub push: Push,
 }
 
 /// One disk of a frozen point.
@@ -183,19 +183,17 @@ pub trait FrozenPoint {
     /// Opens one disk for reading.
     ///
     /// # Errors
-    /// When the disk is not of this point or its server does not answer.
+    /// When the disk is not of this point, its server does not answer, or the moment consists of images that are being written.
     fn disk(&mut self, name: &DiskName) -> Result<Box<dyn FrozenDisk>>;
 
     /// Has the hypervisor itself write disks of this moment into images, all at once: what changed since the checkpoint that was asked
-    /// for, or everything where none was. `_progress` is told of bytes done and due; it may end it. When this returns the images are closed.
+    /// for, or everything where none was. Where the moment consists of its images ([`Push::AtOnce`]), these are the targets, and their end
+    /// is waited for. `_progress` is told of bytes done and due; it may end it. When this returns the images are closed.
     ///
     /// # Errors
     /// When the hypervisor cannot, the request did not say so, an image cannot be written, or what `progress` returned.
     fn push(&mut self, _targets: &[PushTarget], _progress: &mut dyn FnMut(&DiskName, u64, u64) -> Result<()>) -> Result<()> {
-        Err(Failure::new(
-            FailureClass::Usage,
-            CannotPush { why: "only a running QEMU that is named by its monitor (qmp:SOCKET) can".to_owned() },
-        ))
+        Err(Failure::new(FailureClass::Usage, CannotPush::new("only a running VM's QEMU can")))
     }
 
     /// Gives the moment up and leaves the VM as it was; the checkpoint stays.
@@ -203,29 +201,6 @@ pub trait FrozenPoint {
     /// # Errors
     /// When something of ours could not be removed.
     fn release(self: Box<Self>) -> Result<()>;
-}
-
-/// An image that the hypervisor is to write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushTarget {
-    /// Which disk.
-    pub disk: DiskName,
-    /// Where; an empty file is there.
-    pub image: PathBuf,
-    /// Bytes.
-    pub size: Size,
-    /// What its header is to say lies below it, relative to its folder.
-    pub backing: Option<String>,
-    /// Whether its clusters are compressed.
-    pub compress: bool,
-}
-
-/// Push mode was asked for where it cannot be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the VM's disks cannot be pushed: {why}")]
-pub struct CannotPush {
-    /// Why not, in words.
-    pub why: String,
 }
 
 /// One disk at its frozen moment.
@@ -269,9 +244,9 @@ pub trait Store: Send + Sync {
     /// Chunk size that new disks get.
     fn chunk_size(&self) -> ChunkSize;
 
-    /// Whether a hypervisor can write into it by itself ([`BackupWriter::push_target`]).
-    fn takes_pushes(&self) -> bool {
-        false
+    /// Where a hypervisor can write this VM's images by itself ([`BackupWriter::push_target`]), if it can.
+    fn push_place(&self, _vm: &VmId) -> Option<PushPlace> {
+        None
     }
 
     /// All published backups, of one VM or of all, oldest first. Damaged ones are reported in the second list, in words.
@@ -400,7 +375,7 @@ pub trait BackupWriter {
     /// # Errors
     /// When the store takes none, or the base has no such disk.
     fn push_target(&mut self, _disk: &DiskName, _size: Size, _base: Option<&BackupId>) -> Result<PushTarget> {
-        Err(Failure::new(FailureClass::Usage, CannotPush { why: "the store takes no images".to_owned() }))
+        Err(Failure::new(FailureClass::Usage, CannotPush::new("the store takes no images")))
     }
 
     /// Takes an image over that the hypervisor has written.

@@ -4,6 +4,7 @@
 
 use crate::extents::Extent;
 use crate::names::{BackupId, DiskName};
+use crate::pushing::Push;
 use crate::seam::{Freeze, FrozenDisk, PointDisk, PointRequest, Result};
 
 /// Whether a VM's disks may be written now.
@@ -44,7 +45,7 @@ impl WriteRequest {
     /// The frozen point that would tell the same deltas.
     #[must_use]
     pub fn point(&self) -> PointRequest {
-        PointRequest { disks: self.disks.clone(), checkpoint: None, run: self.run.clone(), freeze: Freeze::Never, push: false }
+        PointRequest { disks: self.disks.clone(), checkpoint: None, run: self.run.clone(), freeze: Freeze::Never, push: Push::No }
     }
 }
 

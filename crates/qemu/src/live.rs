@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
-use keepmark_model::seam::{self, CannotPush, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
+use keepmark_model::pushing::{CannotPush, Push, PushPlace, Pushing};
+use keepmark_model::seam::{self, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
@@ -184,7 +185,7 @@ impl Live {
         workspace.give_to(&self.peer)?;
         let (fixed, nodes) = self.fix(&targets, request, &names, undo, guards)?;
         check_unmoved(&survey.disks, &disks::look(&mut self.qmp)?.disks, &targets)?;
-        let sources = if request.push { push::prepare(&mut self.qmp, &targets, &nodes, &names)? } else { Vec::new() };
+        let sources = if request.push != Push::No { push::prepare(&mut self.qmp, &targets, &nodes, &names)? } else { Vec::new() };
         let socket = workspace.path().join("nbd");
         export::start_server(&mut self.qmp, &socket, undo)?;
         if self.uses_filters() {
@@ -250,7 +251,7 @@ impl Live {
                 Ok(())
             }
         });
-        guards.watchdog = stillness.watchdog.take().filter(|_| !use_filters || request.push);
+        guards.watchdog = stillness.watchdog.take().filter(|_| !use_filters || request.push != Push::No);
         fixed?;
         let fixed = stillness.fixed;
         // From now on QEMU may wait for it.
@@ -402,16 +403,16 @@ impl Hypervisor for Live {
         Ok(Box::new(self.freeze(request)?))
     }
 
-    fn can_push(&self) -> std::result::Result<(), CannotPush> {
+    fn can_push(&mut self, _: &PushPlace) -> std::result::Result<Pushing, CannotPush> {
         let uid = rustix::process::geteuid().as_raw();
         let why = match (self.uses_filters(), self.peer.uid) {
             (false, _) => "this QEMU has no filters that would let the guest go on meanwhile (7.1 or newer has)".to_owned(),
             (true, theirs) if theirs != 0 && theirs != uid => {
                 format!("QEMU runs as another user ({theirs}), who does not get into the store")
             }
-            (true, _) => return Ok(()),
+            (true, _) => return Ok(Pushing::OfTheMoment),
         };
-        Err(CannotPush { why })
+        Err(CannotPush::new(why))
     }
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {

@@ -75,8 +75,9 @@ impl Drop for SpaceWatch {
     }
 }
 
-// What cannot be asked is not taken for full.
-fn has_space(folder: &Path) -> bool {
+/// Whether there is more than what must stay free. What cannot be asked is not taken for full.
+#[must_use]
+pub fn has_space(folder: &Path) -> bool {
     let free = |space: rustix::fs::StatVfs| space.f_bavail.saturating_mul(space.f_frsize);
     rustix::fs::statvfs(folder).map_or(true, |space| free(space) >= SPACE_BYTES_MIN)
 }

@@ -21,7 +21,8 @@ Examples:
 
 Deleting a backup takes it off the list; its space is freed here. It may run at any time, beside backups on any host, and may be
 interrupted. What a running backup may still use is only marked; the next prune after that backup removes it. Files that are partly
-used are copied together first, those with most waste first. A dry run counts what running work may still hold as free.";
+used are copied together first, those with most waste first. A dry run counts what running work may still hold as free.
+An image store frees the space of a deleted backup at once; there 'prune' finishes what was interrupted or in use then.";
 
 /// Free the space of what no backup needs.
 #[derive(Debug, Args)]

@@ -81,15 +81,20 @@ impl Guest {
 impl Rig {
     /// Without a guest, with one full backup.
     fn new() -> Self {
-        Self::with(None)
+        Self::with(None, |lab| drop(lab.ok(&["init"])))
     }
 
-    /// With one full backup.
-    fn with(kernel: Option<&Kernel>) -> Self {
+    /// The same with a store of images, into which libvirt pushes.
+    fn pushing() -> Self {
+        Self::with(None, Lab::init_images)
+    }
+
+    /// With one full backup in the store that `init` makes.
+    fn with(kernel: Option<&Kernel>, init: fn(&Lab)) -> Self {
         let mut lab = Lab::new();
         let host = LibvirtHost::start(&lab.path("host"));
         lab.keepmark = lab.keepmark.clone().env("LIBVIRT_DEFAULT_URI", &host.uri());
-        lab.ok(&["init"]);
+        init(&lab);
         let disks: Vec<Disk> = DISKS.map(|(name, mib)| image(&lab, name, mib, kernel.is_some())).into();
         let builder = disks.iter().cloned().fold(host.domain(NAME).monitor(), keepmark_testkit::DomainBuilder::disk);
         let booted = kernel.map(|kernel| builder.clone().guest(kernel).agent().mount(&["vda", "sda"]).writer("sda", 20));
@@ -350,6 +355,27 @@ fn qemu_killed_at_effects_of_a_domain_s_backup() {
 /// The guest's file systems are frozen by its agent through libvirt: whoever dies, they are thawed.
 #[test]
 fn keepmark_killed_at_effects_on_a_real_guest_s_domain() {
-    let rig = Rig::with(Some(&Kernel::build()));
+    let rig = Rig::with(Some(&Kernel::build()), |lab| drop(lab.ok(&["init"])));
     campaign("keepmark killed, libvirt domain, real guest", rig, counts, 1, |_| Fate::Killed, Rig::wait_writes);
+}
+
+/// What is pushed is of the moment or is not listed, whoever dies.
+fn pushed(name: &str, share: usize, strike: impl FnMut(&LibvirtHost) -> Fate + Send, after: fn(&mut Rig), counts: fn(&str) -> bool) {
+    let rig = Rig::pushing();
+    assert!(std::fs::read_to_string(rig.lab.path("stdout")).unwrap().contains("written by the hypervisor"), "nothing was pushed");
+    campaign(name, rig, counts, share, strike, after);
+}
+
+#[test]
+fn keepmark_killed_at_effects_of_a_domain_s_push() {
+    pushed("keepmark killed, libvirt pushes", 3, |_| Fate::Killed, |_| (), |_| true);
+}
+
+#[test]
+fn qemu_killed_at_effects_of_a_domain_s_push() {
+    let strike = |host: &LibvirtHost| {
+        host.kill_qemu(NAME);
+        Fate::Spared
+    };
+    pushed("QEMU killed, libvirt pushes", 1, strike, Rig::start_again, counts);
 }

@@ -1,11 +1,10 @@
 //! An image store: keepmark is killed at every effect of a pushed backup, of a deletion and of a consolidation.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::run;
-use keepmark_testkit::{Disk, Witness, damage};
+use keepmark_testkit::{Disk, Witness};
 
 use crate::campaign::cuts;
 use crate::lab::{Lab, MIB};
@@ -16,16 +15,8 @@ use crate::tracer::{self, Cut, Fate, Script, Trace};
 /// A lab whose store is one of images.
 fn lab() -> Lab {
     let lab = Lab::new();
-    lab.ok(&["init", &format!("images:{}", lab.path("store").display())]);
+    lab.init_images();
     lab
-}
-
-/// Nothing is there that is not published.
-#[track_caller]
-fn assert_nothing_unpublished(lab: &Lab) {
-    let left: Vec<PathBuf> =
-        damage::files(&lab.path("store")).into_iter().filter(|path| path.to_string_lossy().contains("km1tmp")).collect();
-    assert!(left.is_empty(), "left over: {left:?}");
 }
 
 fn pushed(name: &str, arguments: &[&str], share: usize) {
@@ -36,7 +27,7 @@ fn pushed(name: &str, arguments: &[&str], share: usize) {
     for cut in cuts(&effects, share) {
         let trace = rig.struck_backup(arguments, |_| true, Some(cut), &mut |_| Fate::Killed);
         let outcome = rig.recover();
-        assert_nothing_unpublished(&rig.lab);
+        rig.lab.assert_no_leftovers();
         table.count(trace.struck, cut.moment, &outcome);
     }
     rig.lab.compare_newest(usize::MAX);
@@ -123,7 +114,7 @@ impl Chain {
             self.compare();
             // The next command, whichever it is, finishes it.
             self.lab.ok(&["backup", &self.vm, "--name", "web", "--no-checkpoint"]);
-            assert_nothing_unpublished(&self.lab);
+            self.lab.assert_no_leftovers();
             self.compare();
             let there = |number: &usize| self.lab.path("store/web").join(&self.backups[*number].0).exists();
             let still = goes.iter().filter(|number| listed.contains(&self.backups[**number].0)).count();

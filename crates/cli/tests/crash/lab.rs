@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use keepmark_testkit::image::Format;
-use keepmark_testkit::{Keepmark, KeepmarkRun, Restic, Witness, fail, tmp};
+use keepmark_testkit::{Keepmark, KeepmarkRun, Restic, Witness, damage, fail, tmp};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -23,6 +23,11 @@ impl Lab {
     pub fn new() -> Self {
         let dir = tmp();
         Self { keepmark: Keepmark::new(dir.path()), dir, truths: Vec::new() }
+    }
+
+    /// Makes a store of images.
+    pub fn init_images(&self) {
+        self.ok(&["init", &format!("images:{}", self.path("store").display())]);
     }
 
     pub fn root(&self) -> &Path {
@@ -78,7 +83,13 @@ impl Lab {
     pub fn compare_all(&self) {
         self.compare_newest(usize::MAX);
         self.ok(&["verify", "--read-data"]);
-        Restic::new(&self.path("store"), "password").check();
+        if !self.has_images() {
+            Restic::new(&self.path("store"), "password").check();
+        }
+    }
+
+    fn has_images(&self) -> bool {
+        self.path("store/keepmark-images.json").exists()
     }
 
     /// Names of the bitmaps that so many disks must have in the end, sorted.
@@ -101,6 +112,11 @@ impl Lab {
             let left: Vec<PathBuf> =
                 std::fs::read_dir(self.path(folder)).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
             assert!(left.is_empty(), "left over: {left:?}");
+        }
+        if self.has_images() {
+            let files = damage::files(&self.path("store"));
+            let left: Vec<PathBuf> = files.into_iter().filter(|path| path.to_string_lossy().contains("km1tmp")).collect();
+            assert!(left.is_empty(), "unpublished: {left:?}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::wait_for;
-use keepmark_testkit::{Attach, Disk, Qemu, QemuBuilder, Witness};
+use keepmark_testkit::{Attach, Disk, LibvirtHost, Qemu, QemuBuilder, Witness};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
@@ -17,8 +17,21 @@ use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 const DISKS: [(&str, u64); 2] = [("vda", 16), ("sdb", 8)];
 
+/// Whose the disks are.
+#[derive(Clone, Copy, PartialEq)]
+enum Home {
+    /// Nobody's: powered-off images.
+    Images,
+    /// A QEMU's that rests.
+    Qemu,
+    /// A shut-off domain's of libvirt.
+    Domain,
+}
+
 /// Two disks, a backup to go back to, and its truth.
 struct Rig {
+    /// The libvirt whose domain has them. Before the lab's folder, in which its files lie.
+    host: Option<LibvirtHost>,
     lab: Lab,
     disks: Vec<Disk>,
     /// The QEMU that has them, at rest; none when they are powered off.
@@ -29,8 +42,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(live: bool) -> Self {
-        let lab = Lab::new();
+    fn new(home: Home) -> Self {
+        let mut lab = Lab::new();
         let disks: Vec<Disk> = DISKS
             .map(|(name, mib)| {
                 let file = lab.path(&format!("{name}.qcow2"));
@@ -41,11 +54,16 @@ impl Rig {
             .into();
         let old = Witness::of_images(&disks, &lab.path("old"));
         lab.ok(&["init"]);
-        let qemu = live.then(|| {
+        let host = (home == Home::Domain).then(|| LibvirtHost::start(&lab.path("host")));
+        if let Some(host) = &host {
+            disks.iter().cloned().fold(host.domain("web"), keepmark_testkit::DomainBuilder::disk).define();
+            lab.keepmark = lab.keepmark.clone().env("LIBVIRT_DEFAULT_URI", &host.uri());
+        }
+        let qemu = (home == Home::Qemu).then(|| {
             std::fs::create_dir(lab.path("vm")).unwrap();
             disks.iter().fold(QemuBuilder::new(&lab.path("vm")).name("web"), |vm, disk| vm.disk(disk.clone())).paused().start()
         });
-        let mut rig = Self { lab, disks, qemu, target: String::new(), old: old.clone(), changes: 0 };
+        let mut rig = Self { host, lab, disks, qemu, target: String::new(), old: old.clone(), changes: 0 };
         let finished = rig.backup();
         finished["backup"].as_str().unwrap().clone_into(&mut rig.target);
         rig.lab.published(&finished, old);
@@ -53,6 +71,9 @@ impl Rig {
     }
 
     fn vm(&self) -> String {
+        if self.host.is_some() {
+            return "web".to_owned();
+        }
         let images = self.disks.iter().map(|disk| format!("{}={}", disk.name, disk.file.display())).collect::<Vec<_>>().join(",");
         self.qemu.as_ref().map_or_else(|| format!("image:{images}"), Qemu::vm)
     }
@@ -129,7 +150,11 @@ fn startable_images(rig: &mut Rig, before: &Witness) -> Option<Witness> {
     let is_free = |disk: &Disk| image::is_free(&disk.file, disk.format) || image::is_free(&guarded(disk, &rig.target), disk.format);
     wait_for("the images to be free", Duration::from_secs(10), || rig.disks.iter().all(is_free).then_some(()));
     assert!(rig.disks.iter().all(|disk| disk.file.exists() != guarded(disk, &rig.target).exists()));
-    rig.disks.iter().all(|disk| disk.file.exists()).then(|| whole(rig, before))
+    let is_startable = rig.disks.iter().all(|disk| disk.file.exists());
+    if let Some(host) = rig.host.as_ref().filter(|_| !is_startable) {
+        assert!(host.try_virsh(&["start", "web"]).is_err(), "libvirt has started a half reverted domain");
+    }
+    is_startable.then(|| whole(rig, before))
 }
 
 /// What is there, which must be old or new as a whole.
@@ -144,8 +169,8 @@ fn whole(rig: &mut Rig, before: &Witness) -> Witness {
     now
 }
 
-fn images_campaign(name: &str, with_daemon: bool, share: usize) {
-    let mut rig = Rig::new(false);
+fn images_campaign(name: &str, home: Home, with_daemon: bool, share: usize) {
+    let mut rig = Rig::new(home);
     let mut table = Table::default();
     let effects = rig.effects();
     for cut in cuts(&effects, share) {
@@ -168,12 +193,22 @@ fn images_campaign(name: &str, with_daemon: bool, share: usize) {
 
 #[test]
 fn keepmark_killed_at_effects_of_a_powered_off_revert() {
-    images_campaign("keepmark killed, reverting images", false, 6);
+    images_campaign("keepmark killed, reverting images", Home::Images, false, 6);
 }
 
 #[test]
 fn keepmark_and_its_storage_daemon_killed_at_effects_of_a_revert() {
-    images_campaign("keepmark and qemu-storage-daemon killed, reverting images", true, 3);
+    images_campaign("keepmark and qemu-storage-daemon killed, reverting images", Home::Images, true, 3);
+}
+
+#[test]
+fn keepmark_killed_at_effects_of_a_domain_s_revert() {
+    images_campaign("keepmark killed, reverting a libvirt domain", Home::Domain, false, 4);
+}
+
+#[test]
+fn keepmark_and_its_storage_daemon_killed_at_effects_of_a_domain_s_revert() {
+    images_campaign("keepmark and qemu-storage-daemon killed, reverting a libvirt domain", Home::Domain, true, 2);
 }
 
 /// Fails the test unless the devices have their disks, which are old or new as a whole, or QEMU says that they are neither.
@@ -189,7 +224,7 @@ fn startable_in_qemu(rig: &mut Rig, before: &Witness) -> Option<Witness> {
 
 #[test]
 fn keepmark_killed_at_effects_of_a_revert_in_qemu() {
-    let mut rig = Rig::new(true);
+    let mut rig = Rig::new(Home::Qemu);
     let mut table = Table::default();
     let effects = rig.effects();
     for cut in cuts(&effects, 6) {

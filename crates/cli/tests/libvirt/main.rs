@@ -13,6 +13,7 @@ mod midway;
 mod migrated;
 mod names;
 mod others;
+mod push;
 mod revert;
 mod round_trip;
 mod scratch;

@@ -36,14 +36,24 @@ impl Stage {
         Self::on(LibvirtHost::start)
     }
 
+    /// With a store of images, into which QEMU can write.
+    pub fn with_images() -> Self {
+        Self::on_with(LibvirtHost::start, init_images)
+    }
+
     /// On a host that this starts, whose folder stands beside all others.
     pub fn on(host: impl FnOnce(&Path) -> LibvirtHost) -> Self {
+        Self::on_with(host, |keepmark, _| drop(keepmark.ok(&["init"])))
+    }
+
+    /// The same with a store that `init` makes at this path.
+    pub fn on_with(host: impl FnOnce(&Path) -> LibvirtHost, init: impl FnOnce(&Keepmark, &Path)) -> Self {
         let dir = tmp();
         // QEMU may be of a user that has to get through.
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
         let host = host(&dir.path().join("host"));
         let keepmark = Keepmark::new(dir.path()).env("LIBVIRT_DEFAULT_URI", &host.uri());
-        keepmark.ok(&["init"]);
+        init(&keepmark, &dir.path().join("store"));
         Self { host, keepmark, dir }
     }
 
@@ -260,6 +270,11 @@ impl Midway {
     pub fn kill9(mut self) {
         self.running.process.kill9();
     }
+}
+
+/// Makes a store of images.
+pub fn init_images(keepmark: &Keepmark, store: &Path) {
+    keepmark.ok(&["init", &format!("images:{}", store.display())]);
 }
 
 /// Names of checkpoints and bitmaps.

@@ -24,4 +24,5 @@ mod small_disk;
 mod status;
 mod ten_weeks;
 mod terminal;
+mod thinning;
 mod words;

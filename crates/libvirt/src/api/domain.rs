@@ -29,6 +29,15 @@ pub(crate) enum DomainState {
     Off,
 }
 
+/// The images into which a backup writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Images {
+    /// libvirt makes them, and removes them.
+    New,
+    /// They are there, and stay.
+    Made,
+}
+
 /// Which of a domain's definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum View {
@@ -65,16 +74,33 @@ impl Domain {
     }
 
     /// What it does.
-    #[expect(unsafe_code, reason = "a call of the library")]
     pub(crate) fn state(&self) -> Result<DomainState> {
-        let (mut state, mut reason): (c_int, c_int) = (0, 0);
-        // SAFETY: the handle lives, the numbers outlive the call.
-        number("tell the domain's state", unsafe { virt_sys::virDomainGetState(self.raw, &raw mut state, &raw mut reason, 0) })?;
-        Ok(match u32::try_from(state).unwrap_or(virt_sys::VIR_DOMAIN_NOSTATE) {
+        let (state, _) = self.state_and_reason()?;
+        Ok(match state {
             virt_sys::VIR_DOMAIN_SHUTOFF => DomainState::Off,
             virt_sys::VIR_DOMAIN_RUNNING | virt_sys::VIR_DOMAIN_BLOCKED | virt_sys::VIR_DOMAIN_SHUTDOWN => DomainState::Running,
             _ => DomainState::Paused,
         })
+    }
+
+    /// Whether QEMU has stopped it since a write failed.
+    pub(crate) fn is_stopped_by_error(&self) -> Result<bool> {
+        Ok(self.state_and_reason()? == (virt_sys::VIR_DOMAIN_PAUSED, virt_sys::VIR_DOMAIN_PAUSED_IOERROR))
+    }
+
+    #[expect(unsafe_code, reason = "a call of the library")]
+    fn state_and_reason(&self) -> Result<(u32, u32)> {
+        let (mut state, mut reason): (c_int, c_int) = (0, 0);
+        // SAFETY: the handle lives, the numbers outlive the call.
+        number("tell the domain's state", unsafe { virt_sys::virDomainGetState(self.raw, &raw mut state, &raw mut reason, 0) })?;
+        Ok((u32::try_from(state).unwrap_or(virt_sys::VIR_DOMAIN_NOSTATE), u32::try_from(reason).unwrap_or(0)))
+    }
+
+    /// Lets a stopped domain go on.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn resume(&self) -> Result<()> {
+        // SAFETY: the handle lives.
+        number("let the domain go on", unsafe { virt_sys::virDomainResume(self.raw) }).map(drop)
     }
 
     /// Whether it has a memory image from which its next start goes on.
@@ -96,15 +122,19 @@ impl Domain {
         owned_text("tell the domain's definition", unsafe { virt_sys::virDomainGetXMLDesc(self.raw, flags) })
     }
 
-    /// Starts a backup, with a checkpoint at its moment or without.
+    /// Starts a backup, with a checkpoint at its moment or without, into images that libvirt makes or that are there.
     #[expect(unsafe_code, reason = "a call of the library")]
-    pub(crate) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>) -> Result<()> {
+    pub(crate) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>, images: Images) -> Result<()> {
         const CALL: &str = "begin the backup";
+        let flags = match images {
+            Images::New => 0,
+            Images::Made => virt_sys::VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL,
+        };
         let backup = c_text(CALL, backup)?;
         let checkpoint = checkpoint.map(|text| c_text(CALL, text)).transpose()?;
         let checkpoint = checkpoint.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         // SAFETY: the handle lives, the texts outlive the call, null stands for no checkpoint.
-        number(CALL, unsafe { virt_sys::virDomainBackupBegin(self.raw, backup.as_ptr(), checkpoint, 0) }).map(drop)
+        number(CALL, unsafe { virt_sys::virDomainBackupBegin(self.raw, backup.as_ptr(), checkpoint, flags) }).map(drop)
     }
 
     /// The running backup's description.
@@ -112,20 +142,6 @@ impl Domain {
     pub(crate) fn backup_xml(&self) -> Result<String> {
         // SAFETY: the handle lives.
         owned_text("describe the running backup", unsafe { virt_sys::virDomainBackupGetXMLDesc(self.raw, 0) })
-    }
-
-    /// Whether a job (backup, migration, save ...) runs.
-    #[expect(unsafe_code, reason = "a call of the library")]
-    pub(crate) fn has_job(&self) -> Result<bool> {
-        let mut kind: c_int = 0;
-        let mut parameters: virt_sys::virTypedParameterPtr = ptr::null_mut();
-        let mut count: c_int = 0;
-        // SAFETY: the handle lives, the places for the answer outlive the call.
-        let answer = unsafe { virt_sys::virDomainGetJobStats(self.raw, &raw mut kind, &raw mut parameters, &raw mut count, 0) };
-        number("tell of the domain's job", answer)?;
-        // SAFETY: the library allocated that many; null and none is fine.
-        unsafe { virt_sys::virTypedParamsFree(parameters, count) };
-        Ok(u32::try_from(kind) != Ok(virt_sys::VIR_DOMAIN_JOB_NONE))
     }
 
     /// Ends the running job; it may go on for a moment after this.

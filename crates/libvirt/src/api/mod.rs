@@ -6,12 +6,14 @@ mod checkpoint;
 mod connect;
 mod domain;
 mod fault;
+mod job;
 mod related;
 
 pub(crate) use checkpoint::{Checkpoint, Redefine};
 pub(crate) use connect::{Connect, Version};
-pub(crate) use domain::{Domain, DomainState, View};
+pub(crate) use domain::{Domain, DomainState, Images, View};
 pub(crate) use fault::{Fault, Kind};
+pub(crate) use job::{EndedJob, Outcome};
 
 use std::ffi::{CStr, CString, c_char, c_int};
 

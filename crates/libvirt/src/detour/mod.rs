@@ -49,7 +49,7 @@ pub(crate) fn note(domain: &str) -> String {
 pub(crate) fn translated(request: &PointRequest, called: &BTreeMap<DiskName, DiskName>) -> PointRequest {
     let name = |name: &DiskName| called.get(name).unwrap_or(name).clone();
     let disks = request.disks.iter().map(|disk| PointDisk { name: name(&disk.name), since: disk.since.clone() }).collect();
-    PointRequest { disks, checkpoint: None, run: request.run.clone(), freeze: seam::Freeze::Never, push: false }
+    PointRequest { disks, checkpoint: None, run: request.run.clone(), freeze: seam::Freeze::Never, push: keepmark_model::pushing::Push::No }
 }
 
 /// A moment that was fixed so.
@@ -91,7 +91,7 @@ mod tests {
             checkpoint: checkpoint.clone(),
             run: "r".into(),
             freeze: Freeze::IfPossible { deadline: std::time::Duration::from_secs(1) },
-            push: false,
+            push: keepmark_model::pushing::Push::No,
         };
         let asked = translated(&request, &BTreeMap::from([(name("vda"), name("virtio-disk0"))]));
         assert_eq!(asked.disks, [disk("virtio-disk0"), disk("vdb")]);

@@ -12,7 +12,8 @@ pub mod undo;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use keepmark_model::seam::{self, CannotPush, FrozenDisk, FrozenPoint, Moment, PushTarget};
+use keepmark_model::pushing::{CannotPush, PushTarget};
+use keepmark_model::seam::{self, FrozenDisk, FrozenPoint, Moment};
 use keepmark_model::{DiskName, Failure, FailureClass};
 
 use crate::disk::{Opening, open};
@@ -104,7 +105,7 @@ impl FrozenPoint for Point<'_> {
 
     fn push(&mut self, targets: &[PushTarget], progress: &mut dyn FnMut(&DiskName, u64, u64) -> seam::Result<()>) -> seam::Result<()> {
         if self.sources.is_empty() {
-            return Err(Failure::new(FailureClass::Usage, CannotPush { why: "it was not asked for when the moment was fixed".into() }));
+            return Err(Failure::new(FailureClass::Usage, CannotPush::new("it was not asked for when the moment was fixed")));
         }
         for target in targets {
             give(&target.image, &self.qmp.peer()?)?;

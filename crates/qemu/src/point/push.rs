@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use keepmark_model::DiskName;
-use keepmark_model::seam::{self, PushTarget};
+use keepmark_model::pushing::PushTarget;
+use keepmark_model::seam;
 use serde_json::{Value, json};
 
 use super::target::{Delta, Target};

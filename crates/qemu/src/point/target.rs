@@ -164,7 +164,7 @@ mod tests {
             checkpoint: None,
             run: "r".into(),
             freeze: Freeze::Never,
-            push: false,
+            push: keepmark_model::pushing::Push::No,
         }
     }
 

@@ -67,7 +67,7 @@ pub fn request(disks: &[(&str, Option<u32>)], new: Option<u32>) -> PointRequest 
         checkpoint: new.map(checkpoint),
         run: "testrun1".into(),
         freeze: Freeze::Never,
-        push: false,
+        push: keepmark_model::pushing::Push::No,
     }
 }
 

@@ -25,10 +25,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use keepmark_model::images::{CLUSTER_BYTES, ImageTools};
 use keepmark_model::manifest::StoredBackup;
+use keepmark_model::pushing::PushPlace;
 use keepmark_model::seam::{self, Monitor, PruneRequest, Pruned, Silent, Store, Verification};
 use keepmark_model::{BackupId, ChunkSize, StoreId, VmId};
 
 use crate::error::{Error, Result};
+use crate::folders;
 use crate::images::lock::VmLock;
 use crate::images::merge::Merger;
 use crate::images::place::Marker;
@@ -137,6 +139,17 @@ impl ImageStore {
         Ok(pruned)
     }
 
+    /// What the listed backups take.
+    fn used(&self) -> Result<u64> {
+        let mut bytes = 0_u64;
+        for shelf in self.shelves()? {
+            for id in shelf.ids()?.into_iter().filter(|id| shelf.is_listed(id)) {
+                bytes = bytes.saturating_add(place::bytes(&shelf.folder_of(&id))?);
+            }
+        }
+        Ok(bytes)
+    }
+
     fn pin_backup(&self, id: &BackupId, pinned: bool) -> Result<()> {
         let folder = self.shelf_of(id)?.folder().join(id.as_str());
         if pinned { durable::write(&folder.join(place::PINNED), b"") } else { durable::remove(&folder.join(place::PINNED)) }
@@ -152,8 +165,10 @@ impl Store for ImageStore {
         ChunkSize::try_from(u32::try_from(CLUSTER_BYTES).unwrap_or_default()).unwrap_or(ChunkSize::DEFAULT)
     }
 
-    fn takes_pushes(&self) -> bool {
-        true
+    fn push_place(&self, vm: &VmId) -> Option<PushPlace> {
+        // A hypervisor opens images by their names; the store may have been named from somewhere else than where it works.
+        let root = std::path::absolute(&self.root).ok()?;
+        Some(PushPlace { folder: root.join(vm.as_str()), is_remote: folders::is_remote(&root) })
     }
 
     fn backups(&self, vm: Option<&VmId>) -> seam::Result<(Vec<StoredBackup>, Vec<String>)> {
@@ -185,7 +200,12 @@ impl Store for ImageStore {
     }
 
     fn prune(&self, request: &PruneRequest, monitor: &dyn Monitor) -> seam::Result<Pruned> {
-        Ok(if request.dry_run { self.to_finish()? } else { self.finish(monitor)? })
+        let mut pruned = if request.dry_run { self.to_finish()? } else { self.finish(monitor)? };
+        pruned.used_bytes = self.used()?;
+        if pruned.removed_files == 0 && pruned.waiting.is_empty() {
+            monitor.note("nothing was left to be done: an image store frees space as soon as a backup is deleted");
+        }
+        Ok(pruned)
     }
 
     fn consolidate(&self, id: &BackupId, monitor: &dyn Monitor) -> seam::Result<()> {

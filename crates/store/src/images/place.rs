@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use keepmark_model::names::TEMPORARY_PREFIX;
@@ -77,11 +78,15 @@ pub fn is_image_store(root: &Path) -> bool {
     root.join(MARKER).is_file()
 }
 
-/// The folder of a VM's backups, made when it is not there.
+/// The folder of a VM's backups, made when it is not there. Who may pass through the store's may pass through it: QEMU's user, who writes
+/// images where he is let in.
 pub fn make_vm_folder(root: &Path, vm: &VmId) -> Result<PathBuf> {
     let folder = root.join(vm.as_str());
     if !folder.is_dir() {
         folders::make(&folder)?;
+        let passable = fs::metadata(root).map_err(|error| Error::io("look at", root, error))?.mode() & 0o011;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700 | passable))
+            .map_err(|error| Error::io("set the mode of", &folder, error))?;
         folders::sync(root)?;
     }
     Ok(folder)

@@ -19,9 +19,7 @@ use crate::repository::id::Id;
 /// Begins the names of files that are not published yet; restic does not look into their folder.
 const UPLOAD_PREFIX: &str = "km1tmp-";
 const UPLOAD_FOLDER: &str = "tmp";
-/// File systems whose clients remember what is in a folder for a while: NFS, SMB, CIFS, SMB2, 9P, FUSE.
-const NETWORK_FILE_SYSTEMS: [rustix::fs::FsWord; 6] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x6573_5546];
-/// Longer than they do unless told otherwise (`acdirmax` of NFS: 60 s).
+/// Clients of file servers remember what is in a folder for a while; longer than they do unless told otherwise (`acdirmax` of NFS: 60 s).
 const NETWORK_LAG: Duration = Duration::from_secs(65);
 const SMALL_FOLDERS: [&str; 5] = ["keys", "snapshots", "index", "locks", UPLOAD_FOLDER];
 
@@ -169,8 +167,7 @@ impl Backend for Folder {
     }
 
     fn lag(&self) -> Duration {
-        let kind = rustix::fs::statfs(&self.root).map(|facts| facts.f_type);
-        if kind.is_ok_and(|kind| NETWORK_FILE_SYSTEMS.contains(&kind)) { NETWORK_LAG } else { Duration::ZERO }
+        if folders::is_remote(&self.root) { NETWORK_LAG } else { Duration::ZERO }
     }
 
     fn remove(&self, kind: FileKind, id: &Id) -> Result<()> {

@@ -319,7 +319,7 @@ fn request(disks: &[(&str, Option<&str>)], new: Option<&str>) -> PointRequest {
         checkpoint: new.map(checkpoint),
         run: "conformance".to_owned(),
         freeze: Freeze::Never,
-        push: false,
+        push: keepmark_model::pushing::Push::No,
     }
 }
 

@@ -10,7 +10,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use keepmark_model::manifest::Manifest;
-use keepmark_model::seam::{self, DiskContent, DiskStored, PushTarget, SavedFile};
+use keepmark_model::pushing::PushTarget;
+use keepmark_model::seam::{self, DiskContent, DiskStored, SavedFile};
 use keepmark_model::{BackupId, DiskName, Size};
 
 use crate::error::{Error, Result};

@@ -5,7 +5,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use keepmark_model::images::CLUSTER_BYTES;
-use keepmark_model::seam::{DiskStored, PushTarget};
+use keepmark_model::pushing::PushTarget;
+use keepmark_model::seam::DiskStored;
 use keepmark_model::{BackupId, DiskName, Size};
 
 use crate::error::{Error, Result};

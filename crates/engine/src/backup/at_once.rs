@@ -1,0 +1,108 @@
+//! A backup whose moment consists of the images that the hypervisor writes: nothing of it can be read, so it is audited afterwards.
+//!
+//! What is still clean at a later moment, by the bitmap of the base, was clean at this one: it must be as in the base. So a second, readable
+//! moment is audited as ever, before the backup is published. What it contradicts is thrown away, and everything is read instead.
+
+use keepmark_model::facts::BitmapFacts;
+use keepmark_model::failure::in_one_line;
+use keepmark_model::plan::DiskPlan;
+use keepmark_model::pushing::{CannotPush, Push, PushTarget};
+use keepmark_model::seam::{BackupWriter, Freeze, Hypervisor, Moment, Result};
+use keepmark_model::{CheckpointName, Failure, FailureClass};
+
+use crate::backup::{Run, Taken};
+use crate::capture::{Captured, Scope, look, whole};
+use crate::error::Error;
+use crate::push::{self, Mode};
+
+/// Why a backup is pulled after all.
+#[derive(Debug, thiserror::Error)]
+pub enum PullInstead {
+    /// The hypervisor does not do it.
+    #[error("the hypervisor cannot write the images: {}", in_one_line(.0))]
+    NotBegun(Failure),
+    /// The images may lack something.
+    #[error("disk {0}: what the hypervisor wrote is thrown away, and everything is read")]
+    Contradicted(String),
+}
+
+impl Run<'_> {
+    pub(super) fn push_at_once(
+        &self,
+        vm: &mut dyn Hypervisor,
+        checkpoint: Option<&CheckpointName>,
+        writer: &mut dyn BackupWriter,
+    ) -> Result<Taken> {
+        let disks = &self.outlook.plan.disks;
+        let target = |disk: &DiskPlan| writer.push_target(&disk.name, disk.size, disk.since.as_ref().map(|base| &base.backup));
+        let targets = disks.iter().map(target).collect::<Result<Vec<PushTarget>>>()?;
+        let (moment, moved, left) = self.written(vm, checkpoint, &targets)?;
+        let scopes = self.audited_afterwards(vm)?;
+        let captured = disks.iter().zip(&targets).zip(scopes).zip(moved).map(|(((disk, target), scope), moved)| {
+            let moved = if moved == 0 { self.due(disk) } else { moved };
+            let captured = push::taken_over(target, &scope, moved, writer)?;
+            // The audit's moment has more that changed.
+            Ok(Captured { dirty_bytes: moved, ..captured })
+        });
+        Ok(Taken { moment, captured: captured.collect::<Result<Vec<_>>>()?, left })
+    }
+
+    fn written(
+        &self,
+        vm: &mut dyn Hypervisor,
+        checkpoint: Option<&CheckpointName>,
+        targets: &[PushTarget],
+    ) -> Result<(Moment, Vec<u64>, Option<Failure>)> {
+        let request = self.point_request(checkpoint, Push::AtOnce(targets.to_vec()));
+        let mut point = vm.begin(&request).map_err(|failure| self.not_begun(failure))?;
+        let moved = push::write(point.as_mut(), targets, self.monitor)?;
+        Ok((point.moment().clone(), moved, point.release().err()))
+    }
+
+    /// Where push mode was not asked for, pulling is as good.
+    fn not_begun(&self, failure: Failure) -> Failure {
+        match (self.job.mode, failure.get::<CannotPush>()) {
+            (Mode::Push, Some(reason)) => push::refused(reason.clone()),
+            (Mode::Auto, _) if matches!(failure.class(), FailureClass::Failed | FailureClass::Usage) => {
+                Failure::new(FailureClass::Failed, PullInstead::NotBegun(failure))
+            }
+            _ => failure,
+        }
+    }
+
+    fn audited_afterwards(&self, vm: &mut dyn Hypervisor) -> Result<Vec<Scope>> {
+        let disks = &self.outlook.plan.disks;
+        let without_base = |disk: &DiskPlan| whole(disk, &disk.reason, None);
+        let mut request = self.point_request(None, Push::No);
+        request.disks.retain(|disk| disk.since.is_some());
+        request.freeze = Freeze::Never;
+        if request.disks.is_empty() {
+            return Ok(disks.iter().map(without_base).collect());
+        }
+        let mut point = vm.begin(&request)?;
+        let mut scopes = Vec::with_capacity(disks.len());
+        for disk in disks {
+            if self.monitor.interrupted() {
+                return Err(Error::Interrupted.into());
+            }
+            if disk.since.is_none() {
+                scopes.push(without_base(disk));
+                continue;
+            }
+            let mut frozen = point.disk(&disk.name)?;
+            let scope = self.audited(disk, |disk, chunk, audit| look(frozen.as_mut(), disk, chunk, audit, self.monitor))?;
+            let sound = scope.filter(|scope| push::is_pushable(disk, scope));
+            scopes.push(sound.ok_or_else(|| Failure::new(FailureClass::Failed, PullInstead::Contradicted(disk.name.to_string())))?);
+        }
+        point.release()?;
+        Ok(scopes)
+    }
+
+    /// What was due when the VM was looked at, for a job that was over before anybody asked.
+    fn due(&self, disk: &DiskPlan) -> u64 {
+        let Some(base) = &disk.since else { return disk.size.0 };
+        let facts = self.outlook.facts.disks.iter().find(|facts| facts.name == disk.name);
+        let is_bases = |bitmap: &&BitmapFacts| bitmap.name == base.checkpoint.as_str();
+        facts.map_or(0, |facts| facts.bitmaps().filter(is_bases).map(|bitmap| bitmap.dirty.0).sum())
+    }
+}
