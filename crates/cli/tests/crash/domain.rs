@@ -134,6 +134,11 @@ impl Rig {
         self.guest.monitor = self.domain().monitor();
     }
 
+    /// After libvirtd was killed: a push that ended while it was dead leaves its job behind.
+    fn look_who_holds(&mut self) {
+        self.is_held = self.domain().try_virsh("domjobinfo", &[]).is_err();
+    }
+
     /// A real guest goes on by itself.
     #[track_caller]
     fn wait_writes(&mut self) {
@@ -378,4 +383,14 @@ fn qemu_killed_at_effects_of_a_domain_s_push() {
         Fate::Spared
     };
     pushed("QEMU killed, libvirt pushes", 1, strike, Rig::start_again, counts);
+}
+
+#[test]
+fn libvirtd_killed_at_effects_of_a_domain_s_push() {
+    let strike = |host: &LibvirtHost| {
+        host.kill_libvirtd();
+        host.restart_libvirtd();
+        Fate::Spared
+    };
+    pushed("libvirtd killed and restarted, libvirt pushes", 2, strike, Rig::look_who_holds, counts);
 }
