@@ -6,6 +6,8 @@
 
 mod at_once;
 
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,7 +16,7 @@ use keepmark_model::facts::{Power, VmFacts};
 use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{DiskPlan, Hold, Plan, Request, obsolete_checkpoints, plan};
-use keepmark_model::pushing::{Push, Pushing};
+use keepmark_model::pushing::{Push, PushTarget, Pushing};
 use keepmark_model::scheme::Standing;
 use keepmark_model::seam::{
     BackupWriter, Freeze, FrozenDisk, FrozenPoint, Hypervisor, Moment, Monitor, PointDisk, PointRequest, Result, SavedFile, Store,
@@ -23,7 +25,7 @@ use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, Failure, VmId}
 
 use crate::audit::Audit;
 use crate::backup::at_once::PullInstead;
-use crate::capture::{Captured, capture, look};
+use crate::capture::{Captured, Scope, capture, look};
 use crate::error::Error;
 use crate::push::{self, Mode, Way};
 use crate::report::BackupReport;
@@ -214,23 +216,42 @@ impl Run<'_> {
         Ok(captured)
     }
 
-    /// What can be pushed is, all at once; the rest is read.
+    /// What can be pushed is, all at once, and audited meanwhile. The rest is read, and so is what the audit throws away.
     fn push_all(&self, point: &mut dyn FrozenPoint, writer: &mut dyn BackupWriter) -> Result<Vec<Captured>> {
-        let (mut captured, mut pushed) = (Vec::new(), Vec::new());
-        for (place, disk) in self.outlook.plan.disks.iter().enumerate() {
-            let mut frozen = point.disk(&disk.name)?;
-            let scope = self.audited(disk, |disk, chunk, audit| look(frozen.as_mut(), disk, chunk, audit, self.monitor))?;
-            match scope.filter(|scope| push::is_pushable(disk, scope)) {
-                Some(scope) => pushed.push((place, (disk, scope))),
-                None => captured.push((place, self.capture_disk(frozen.as_mut(), disk, writer)?)),
-            }
+        let disks = &self.outlook.plan.disks;
+        let mut frozen = disks.iter().map(|disk| point.disk(&disk.name)).collect::<Result<Vec<_>>>()?;
+        let targets = disks.iter().map(|disk| push::target(disk, writer)).collect::<Result<Vec<_>>>()?;
+        let (moved, scopes) = thread::scope(|threads| {
+            let audits = threads.spawn(|| self.audited_meanwhile(&mut frozen, &targets));
+            let due: Vec<PushTarget> = targets.iter().flatten().cloned().collect();
+            let moved = push::write(point, &due, self.monitor);
+            (moved, audits.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let (mut moved, scopes) = (moved?.into_iter(), scopes?);
+        let mut captured = Vec::with_capacity(disks.len());
+        for (((disk, frozen), target), scope) in disks.iter().zip(&mut frozen).zip(&targets).zip(scopes) {
+            let moved = target.as_ref().and_then(|_| moved.next());
+            captured.push(match (target, scope, moved) {
+                (Some(target), Some(scope), Some(moved)) => push::taken_over(target, &scope, moved, writer)?,
+                _ => self.capture_disk(frozen.as_mut(), disk, writer)?,
+            });
         }
-        let (places, disks): (Vec<usize>, Vec<_>) = pushed.into_iter().unzip();
-        if !disks.is_empty() {
-            captured.extend(places.into_iter().zip(push::push(point, &disks, writer, self.monitor)?));
-        }
-        captured.sort_by_key(|(place, _)| *place);
-        Ok(captured.into_iter().map(|(_, captured)| captured).collect())
+        Ok(captured)
+    }
+
+    /// What an audit says of each disk that is being pushed; nothing where its image cannot be used.
+    fn audited_meanwhile(&self, frozen: &mut [Box<dyn FrozenDisk>], targets: &[Option<PushTarget>]) -> Result<Vec<Option<Scope>>> {
+        let audited = |((disk, frozen), target): ((&DiskPlan, &mut Box<dyn FrozenDisk>), &Option<PushTarget>)| match target {
+            Some(_) => self.audited_for_push(frozen.as_mut(), disk),
+            None => Ok(None),
+        };
+        self.outlook.plan.disks.iter().zip(frozen).zip(targets).map(audited).collect()
+    }
+
+    /// What an audit says of a disk, unless that it has to be read.
+    fn audited_for_push(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan) -> Result<Option<Scope>> {
+        let scope = self.audited(disk, |disk, chunk, audit| look(frozen, disk, chunk, audit, self.monitor))?;
+        Ok(scope.filter(|scope| push::is_pushable(disk, scope)))
     }
 
     fn capture_disk(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan, writer: &mut dyn BackupWriter) -> Result<Captured> {

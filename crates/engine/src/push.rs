@@ -44,7 +44,7 @@ pub fn chosen(mode: Mode, vm: &mut dyn Hypervisor, place: Option<&PushPlace>, di
         place.map_or_else(|| Err(CannotPush::new("its store is a repository, into which QEMU cannot write")), |place| vm.can_push(place));
     match asked {
         Ok(Pushing::AsTheMoment) => {
-            Ok(disks.iter().find_map(not_at_once).map_or(Way::Push(Pushing::AsTheMoment), |why| Way::Pull(Some(why))))
+            Ok(disks.iter().find_map(to_be_read).map_or(Way::Push(Pushing::AsTheMoment), |why| Way::Pull(Some(why))))
         }
         Ok(Pushing::OfTheMoment) => Ok(Way::Push(Pushing::OfTheMoment)),
         Err(error) if mode == Mode::Auto => Ok(Way::Pull(place.is_some().then_some(error.why))),
@@ -57,8 +57,8 @@ pub fn refused(error: CannotPush) -> Failure {
     Failure::new(FailureClass::Usage, error).with_hint("leave --mode away, or say --mode pull")
 }
 
-/// What of a disk has to be read, where a moment cannot be both pushed and read.
-fn not_at_once(plan: &DiskPlan) -> Option<String> {
+/// Why a disk has to be read, as far as the plan tells.
+fn to_be_read(plan: &DiskPlan) -> Option<String> {
     let says = |what: &str| Some(format!("disk {} {what}", plan.name));
     match &plan.since {
         Some(base) if base.size != plan.size => says("has grown since its base"),
@@ -76,20 +76,20 @@ pub fn is_pushable(plan: &DiskPlan, scope: &Scope) -> bool {
     }
 }
 
-/// Pushes disks, all at once.
+/// Where a disk is pushed to; nothing where it has to be read, as far as can be known before it is audited.
 ///
 /// # Errors
-/// When an image cannot be made or written, or the user interrupts.
-pub fn push(
-    point: &mut dyn FrozenPoint,
-    disks: &[(&DiskPlan, Scope)],
-    writer: &mut dyn BackupWriter,
-    monitor: &dyn Monitor,
-) -> Result<Vec<Captured>> {
-    let bases = disks.iter().map(|(plan, scope)| (*plan, scope.base.as_ref()));
-    let targets = bases.map(|(plan, base)| writer.push_target(&plan.name, plan.size, base)).collect::<Result<Vec<PushTarget>>>()?;
-    let moved = write(point, &targets, monitor)?;
-    targets.iter().zip(disks).zip(moved).map(|((target, (_, scope)), moved)| taken_over(target, scope, moved, writer)).collect()
+/// When no image can be made.
+pub fn target(plan: &DiskPlan, writer: &mut dyn BackupWriter) -> Result<Option<PushTarget>> {
+    if to_be_read(plan).is_some() {
+        return Ok(None);
+    }
+    let base = plan.since.as_ref().map(|base| &base.backup);
+    match writer.push_target(&plan.name, plan.size, base) {
+        // Reading says what is wrong with the base, and does without it.
+        Err(_) if base.is_some() => Ok(None),
+        target => target.map(Some),
+    }
 }
 
 /// Has the hypervisor write images; gives the bytes that it moved for each.

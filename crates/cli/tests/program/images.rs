@@ -120,6 +120,29 @@ fn a_disk_of_several_images_is_pushed_without_its_zeros() {
     through.take().assert_restored(&lab.restore(id(&full), "out"), Format::Raw);
 }
 
+/// Cut and grown again, a disk has zeros that its bitmap calls clean: what QEMU wrote of it goes, what it wrote of the other stays.
+#[test]
+fn what_the_audit_contradicts_is_read_after_all() {
+    let lab = lab();
+    let mut qemu = lab.two_disks();
+    lab.keepmark.backup(&qemu.vm(), &[]);
+    for size in [4 * MIB, 64 * MIB] {
+        qemu.qmp("block_resize", json!({ "node-name": "node-vda", "size": size }));
+    }
+    qemu.write("vda", 7, 2 * MIB, MIB);
+    qemu.write("sdb", 8, MIB, MIB);
+    let through = lab.witness(&qemu);
+    let run = lab.keepmark.exits(&["backup", &through.vm(), "--json"], 3);
+    assert_says(&run, &["cannot be believed"]);
+    let finished = run.event("finished");
+    assert_eq!((was_pushed(&finished, "vda"), was_pushed(&finished, "sdb")), (false, true), "{finished}");
+    assert_eq!((&disk(&finished, "vda")["kind"], &disk(&finished, "sdb")["kind"]), (&"resync".into(), &"incremental".into()));
+    through.take().assert_restored(&lab.restore(id(&finished), "out"), Format::Raw);
+    assert_clean(&mut qemu);
+    lab.keepmark.ok(&["verify", "--read-data"]);
+    assert_eq!(lab.keepmark.backup(&qemu.vm(), &[])["kind"], "incremental");
+}
+
 #[test]
 fn push_is_refused_where_it_cannot_be() {
     let lab = Lab::new();

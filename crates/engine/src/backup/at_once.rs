@@ -11,7 +11,7 @@ use keepmark_model::seam::{BackupWriter, Freeze, Hypervisor, Moment, Result};
 use keepmark_model::{CheckpointName, Failure, FailureClass};
 
 use crate::backup::{Run, Taken};
-use crate::capture::{Captured, Scope, look, whole};
+use crate::capture::{Captured, Scope, whole};
 use crate::error::Error;
 use crate::push::{self, Mode};
 
@@ -90,8 +90,7 @@ impl Run<'_> {
                 continue;
             }
             let mut frozen = point.disk(&disk.name)?;
-            let scope = self.audited(disk, |disk, chunk, audit| look(frozen.as_mut(), disk, chunk, audit, self.monitor))?;
-            let sound = scope.filter(|scope| push::is_pushable(disk, scope));
+            let sound = self.audited_for_push(frozen.as_mut(), disk)?;
             scopes.push(sound.ok_or_else(|| Failure::new(FailureClass::Failed, PullInstead::Contradicted(disk.name.to_string())))?);
         }
         point.release()?;

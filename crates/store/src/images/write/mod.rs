@@ -7,7 +7,9 @@ mod push;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use keepmark_model::manifest::Manifest;
 use keepmark_model::pushing::PushTarget;
@@ -59,14 +61,18 @@ impl<'a> BackupWriter<'a> {
         self.place.publish(&self.shelf)
     }
 
-    /// Checks an image that is closed and makes it durable; gives its hash.
+    /// Checks an image that is closed, and hashes it meanwhile; makes it durable and gives its hash.
     fn complete(&self, image: &Path) -> Result<String> {
-        let check = self.options.tools.check(image)?;
+        let (check, hash) = thread::scope(|threads| {
+            let hash = threads.spawn(|| hash(image, &mut |_| Ok(())));
+            (self.options.tools.check(image), hash.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let check = check?;
         if check.corruptions > 0 || check.leaks > 0 {
             return Err(Error::damaged("image", image.display(), "it is not whole, just written"));
         }
         durable::sync(image)?;
-        hash(image, &mut |_| Ok(()))
+        hash
     }
 }
 
