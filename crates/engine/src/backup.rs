@@ -24,7 +24,7 @@ use keepmark_model::seam::{
 use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, Failure, VmId};
 
 use crate::audit::Audit;
-use crate::backup::at_once::PullInstead;
+use crate::backup::at_once::Contradicted;
 use crate::capture::{Captured, Scope, capture, look};
 use crate::error::Error;
 use crate::push::{self, Mode, Way};
@@ -96,7 +96,7 @@ pub fn backup(
     let run = Run { outlook: &outlook, job, store, world, monitor, started };
     let way = run.way(vm)?;
     let result = match run.attempt(vm, &way) {
-        Err(failure) if failure.is::<PullInstead>() => {
+        Err(failure) if failure.is::<Contradicted>() => {
             monitor.note(&format!("pulled, not pushed: {failure}"));
             run.attempt(vm, &Way::Pull(None))
         }

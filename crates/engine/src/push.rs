@@ -14,7 +14,7 @@ use crate::error::Error;
 /// Who moves the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// The hypervisor where store and hypervisor can, else we.
+    /// The hypervisor where store and hypervisor can at no price for the guest, else we.
     #[default]
     Auto,
     /// We.
@@ -37,18 +37,17 @@ pub enum Way {
 /// # Errors
 /// When push mode is asked for and cannot be.
 pub fn chosen(mode: Mode, vm: &mut dyn Hypervisor, place: Option<&PushPlace>, disks: &[DiskPlan]) -> Result<Way> {
-    if mode == Mode::Pull {
+    let pushing = vm.pushing();
+    if mode == Mode::Pull || (mode == Mode::Auto && pushing == Pushing::AsTheMoment) {
         return Ok(Way::Pull(None));
     }
     let asked =
         place.map_or_else(|| Err(CannotPush::new("its store is a repository, into which QEMU cannot write")), |place| vm.can_push(place));
-    match asked {
-        Ok(Pushing::AsTheMoment) => {
-            Ok(disks.iter().find_map(to_be_read).map_or(Way::Push(Pushing::AsTheMoment), |why| Way::Pull(Some(why))))
-        }
-        Ok(Pushing::OfTheMoment) => Ok(Way::Push(Pushing::OfTheMoment)),
-        Err(error) if mode == Mode::Auto => Ok(Way::Pull(place.is_some().then_some(error.why))),
-        Err(error) => Err(refused(error)),
+    match (asked, pushing) {
+        (Ok(()), Pushing::AsTheMoment) => Ok(disks.iter().find_map(to_be_read).map_or(Way::Push(pushing), |why| Way::Pull(Some(why)))),
+        (Ok(()), Pushing::OfTheMoment) => Ok(Way::Push(pushing)),
+        (Err(error), _) if mode == Mode::Auto => Ok(Way::Pull(place.is_some().then_some(error.why))),
+        (Err(error), _) => Err(refused(error)),
     }
 }
 

@@ -436,8 +436,12 @@ impl Hypervisor for Running {
         })
     }
 
-    fn can_push(&mut self, place: &PushPlace) -> std::result::Result<Pushing, CannotPush> {
-        self.pushing(place).map_err(|error| CannotPush::new(in_one_line(&error)))?
+    fn pushing(&self) -> Pushing {
+        Pushing::AsTheMoment
+    }
+
+    fn can_push(&mut self, place: &PushPlace) -> std::result::Result<(), CannotPush> {
+        self.may_push(place).map_err(|error| CannotPush::new(in_one_line(&error)))?
     }
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {

@@ -19,7 +19,8 @@ pub struct PushPlace {
 pub enum Pushing {
     /// Out of a frozen moment that can be read as well: the guest waits for no image, and a disk that cannot be pushed is read.
     OfTheMoment,
-    /// As the moment: its images are all there is of it, of all disks or none, and the guest may wait for them.
+    /// As the moment: its images are all there is of it, of all disks or none, and the guest may wait for them, or get their errors.
+    /// So it is done for those who ask for it.
     AsTheMoment,
 }
 

@@ -42,11 +42,16 @@ pub trait Hypervisor {
     /// When the point cannot be made; the VM goes on as before.
     fn begin(&mut self, request: &PointRequest) -> Result<Box<dyn FrozenPoint + '_>>;
 
-    /// Whether and how it can write images in this place itself ([`FrozenPoint::push`]). Changes nothing.
+    /// How it writes images itself, where it can.
+    fn pushing(&self) -> Pushing {
+        Pushing::OfTheMoment
+    }
+
+    /// Whether it can write images in this place itself ([`FrozenPoint::push`]). Changes nothing.
     ///
     /// # Errors
     /// When it cannot; why, in words.
-    fn can_push(&mut self, _place: &PushPlace) -> std::result::Result<Pushing, CannotPush> {
+    fn can_push(&mut self, _place: &PushPlace) -> std::result::Result<(), CannotPush> {
         Err(CannotPush::new("only a running VM's QEMU can"))
     }
 

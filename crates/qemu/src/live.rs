@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
-use keepmark_model::pushing::{CannotPush, Push, PushPlace, Pushing};
+use keepmark_model::pushing::{CannotPush, Push, PushPlace};
 use keepmark_model::seam::{self, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
@@ -403,14 +403,14 @@ impl Hypervisor for Live {
         Ok(Box::new(self.freeze(request)?))
     }
 
-    fn can_push(&mut self, _: &PushPlace) -> std::result::Result<Pushing, CannotPush> {
+    fn can_push(&mut self, _: &PushPlace) -> std::result::Result<(), CannotPush> {
         let uid = rustix::process::geteuid().as_raw();
         let why = match (self.uses_filters(), self.peer.uid) {
             (false, _) => "this QEMU has no filters that would let the guest go on meanwhile (7.1 or newer has)".to_owned(),
             (true, theirs) if theirs != 0 && theirs != uid => {
                 format!("QEMU runs as another user ({theirs}), who does not get into the store")
             }
-            (true, _) => return Ok(Pushing::OfTheMoment),
+            (true, _) => return Ok(()),
         };
         Err(CannotPush::new(why))
     }

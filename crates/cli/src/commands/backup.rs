@@ -47,7 +47,7 @@ pub struct BackupArguments {
     #[command(flatten)]
     pub request: RequestArguments,
     /// Who moves the data: keepmark, reading the frozen disks (pull), or QEMU, writing an image store's images itself (push)
-    /// [default: push where VM and store can, else pull, and a note says why]
+    /// [default: push where VM and store can at no price for the guest, else pull]
     #[arg(long, value_enum)]
     pub mode: Option<ModeArgument>,
     /// Compress the new images (an image store's; a repository always compresses)

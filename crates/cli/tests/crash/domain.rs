@@ -30,6 +30,8 @@ struct Rig {
     lab: Lab,
     /// Whether a dead job of libvirt's holds the domain.
     is_held: bool,
+    /// Whether its backups are pushed, as long as nothing holds it.
+    is_pushed: bool,
 }
 
 /// What is asked of QEMU by a monitor that libvirt does not use, and a guest's writes by it, the same in every run of the tests.
@@ -81,16 +83,16 @@ impl Guest {
 impl Rig {
     /// Without a guest, with one full backup.
     fn new() -> Self {
-        Self::with(None, |lab| drop(lab.ok(&["init"])))
+        Self::with(None, false, |lab| drop(lab.ok(&["init"])))
     }
 
     /// The same with a store of images, into which libvirt pushes.
     fn pushing() -> Self {
-        Self::with(None, Lab::init_images)
+        Self::with(None, true, Lab::init_images)
     }
 
     /// With one full backup in the store that `init` makes.
-    fn with(kernel: Option<&Kernel>, init: fn(&Lab)) -> Self {
+    fn with(kernel: Option<&Kernel>, is_pushed: bool, init: fn(&Lab)) -> Self {
         let mut lab = Lab::new();
         let host = LibvirtHost::start(&lab.path("host"));
         lab.keepmark = lab.keepmark.clone().env("LIBVIRT_DEFAULT_URI", &host.uri());
@@ -104,7 +106,7 @@ impl Rig {
             wait_for("the guest's agent", PATIENCE, || domain.try_virsh("domtime", &[]).ok());
         }
         let guest = Guest { monitor: domain.monitor(), disks, done: 0, serial };
-        let mut rig = Self { guest, host, lab, is_held: false };
+        let mut rig = Self { guest, host, lab, is_held: false, is_pushed };
         rig.next_backup();
         rig
     }
@@ -171,7 +173,8 @@ impl Rig {
         strike: &mut (dyn FnMut(&LibvirtHost) -> Fate + Send),
     ) -> (Trace, Option<Witness>) {
         self.write_some();
-        let command = self.lab.keepmark.command(&["backup", NAME, "--json"]);
+        let command =
+            self.lab.keepmark.command(&["backup", NAME, "--json", "--mode", if self.is_pushed && !self.is_held { "push" } else { "pull" }]);
         let begin = self.begin();
         let Self { guest, host, lab, .. } = self;
         let mut truth = None;
@@ -360,7 +363,7 @@ fn qemu_killed_at_effects_of_a_domain_s_backup() {
 /// The guest's file systems are frozen by its agent through libvirt: whoever dies, they are thawed.
 #[test]
 fn keepmark_killed_at_effects_on_a_real_guest_s_domain() {
-    let rig = Rig::with(Some(&Kernel::build()), |lab| drop(lab.ok(&["init"])));
+    let rig = Rig::with(Some(&Kernel::build()), false, |lab| drop(lab.ok(&["init"])));
     campaign("keepmark killed, libvirt domain, real guest", rig, counts, 1, |_| Fate::Killed, Rig::wait_writes);
 }
 

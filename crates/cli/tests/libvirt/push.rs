@@ -36,7 +36,7 @@ fn was_pushed(finished: &Value) -> bool {
 fn held<T>(stage: &Stage, domain: &Domain<'_>, monitor: &mut Qmp, arguments: &[&str], prepare: impl Fn() -> T) -> (T, RunningKeepmark) {
     for _ in 0..5 {
         let prepared = prepare();
-        let running = stage.keepmark.spawn(&[&["backup", "vm", "--json"], arguments].concat());
+        let running = stage.keepmark.spawn(&[&["backup", "vm", "--json", "--mode", "push"], arguments].concat());
         soon("a job that copies", || {
             let jobs = monitor.execute("query-jobs", json!({}));
             let job = jobs.as_array().unwrap().iter().find(|job| job["type"] == "backup").map(|job| job["id"].clone());
@@ -62,10 +62,11 @@ fn unpublished(stage: &Stage) -> Vec<PathBuf> {
     keepmark_testkit::damage::files(&stage.path("store")).into_iter().filter(|path| path.to_string_lossy().contains("km1tmp")).collect()
 }
 
-/// Backs up by `arguments` and judges the kind, who wrote, and what is restored.
+/// Backs up by `arguments`, and by push mode where that is what is expected; judges the kind, who wrote, and what is restored.
 #[track_caller]
 fn judge(stage: &Stage, domain: &Domain<'_>, kind: &str, is_pushed: bool, arguments: &[&str]) -> Value {
-    let finished = stage.backup(domain, arguments);
+    let mode: &[&str] = if is_pushed { &["--mode", "push"] } else { &[] };
+    let finished = stage.backup(domain, &[mode, arguments].concat());
     assert_eq!((finished["kind"].as_str(), was_pushed(&finished)), (Some(kind), is_pushed), "{finished}");
     stage.compare(&finished, &stage.witness(domain));
     stage.assert_clean(domain);
@@ -90,7 +91,7 @@ fn what_libvirt_pushes_is_each_moments_content() {
     domain.write("vda", 9, 4 * MIB, MIB);
     judge(&stage, &domain, "differential", true, &["--kind", "differential"]);
     domain.qemu_io("vda", &format!("discard {} {}", 2 * MIB, 4 * MIB));
-    judge(&stage, &domain, "incremental", true, &["--mode", "push"]);
+    judge(&stage, &domain, "incremental", true, &[]);
     let last = judge(&stage, &domain, "incremental", true, &[]);
     assert_eq!(of_disk(&last, "vda")["dirty_bytes"], 0, "{last}");
     stage.compare(&first, &first_truth);
@@ -108,7 +109,7 @@ fn the_guest_overwrites_what_is_being_pushed() {
             domain.write("vda", 100 + turn, MIB, 128 * MIB);
             stage.witness(&domain)
         };
-        let (truth, running) = held(&stage, &domain, &mut monitor, &["--kind", kind, "--mode", "push"], prepare);
+        let (truth, running) = held(&stage, &domain, &mut monitor, &["--kind", kind], prepare);
         (0..48).for_each(|number| domain.write("vda", 10 + turn, 2 * MIB + number * MIB, 64 << 10));
         let_go(&mut monitor);
         let run = running.wait(TIMEOUT);
@@ -122,10 +123,10 @@ fn the_guest_overwrites_what_is_being_pushed() {
     stage.keepmark.ok(&["verify", "--read-data"]);
 }
 
-/// What a backup says that is pulled, and is right.
+/// What a backup says that should be pushed, is pulled, and is right.
 #[track_caller]
 fn judge_pulled(stage: &Stage, domain: &Domain<'_>, kind: &str, word: &str) -> Value {
-    let run = stage.keepmark.ok(&["backup", domain.name(), "--json"]);
+    let run = stage.keepmark.ok(&["backup", domain.name(), "--json", "--mode", "push"]);
     assert!(run.stderr.contains("pulled, not pushed: ") && run.stderr.contains(word), "{}", run.stderr);
     let finished = run.event("finished");
     assert_eq!((finished["kind"].as_str(), was_pushed(&finished)), (Some(kind), false), "{finished}");
@@ -134,8 +135,17 @@ fn judge_pulled(stage: &Stage, domain: &Domain<'_>, kind: &str, word: &str) -> V
     finished
 }
 
+/// What cannot be pushed at all is refused, and nothing is left of that.
+#[track_caller]
+fn judge_refused(stage: &Stage, domain: &Domain<'_>, arguments: &[&str], word: &str) {
+    let refused = stage.keepmark.exits(&[&["backup", domain.name(), "--mode", "push"], arguments].concat(), 2);
+    for word in [word, "cannot be pushed", "Hint: "] {
+        assert!(refused.stderr.contains(word), "{}", refused.stderr);
+    }
+}
+
 #[test]
-fn what_cannot_be_pushed_is_pulled_and_said() {
+fn what_cannot_be_pushed_is_pulled_or_refused_and_said() {
     let stage = Stage::with_images();
     let domain = stage.domain();
     judge(&stage, &domain, "full", false, &["--mode", "pull"]);
@@ -150,13 +160,9 @@ fn what_cannot_be_pushed_is_pulled_and_said() {
     domain.start();
     judge_pulled(&stage, &domain, "resync", "is to be compared with its last backup");
     domain.write("vda", 9, 5 * MIB, MIB);
-    let run = stage.keepmark.ok(&["backup", "vm", "--json", "--compress"]);
-    assert!(run.stderr.contains("libvirt's backups are not compressed"), "{}", run.stderr);
-    stage.compare(&run.event("finished"), &stage.witness(&domain));
+    judge_refused(&stage, &domain, &["--compress"], "libvirt's backups are not compressed");
     stage.assert_clean(&domain);
-    let refused = stage.keepmark.exits(&["backup", "vm", "--compress", "--mode", "push"], 2);
-    assert!(refused.stderr.contains("cannot be pushed") && refused.stderr.contains("Hint: "), "{}", refused.stderr);
-    stage.assert_clean(&domain);
+    judge(&stage, &domain, "incremental", false, &["--compress"]);
     judge(&stage, &domain, "incremental", true, &[]);
 }
 
@@ -170,7 +176,8 @@ fn a_bitmap_that_libvirt_left_is_no_harm() {
     domain.qmp("block-dirty-bitmap-add", json!({ "node": node, "name": "backup-vda", "persistent": false, "disabled": true }));
     domain.qmp("block-dirty-bitmap-add", json!({ "node": node, "name": "backup-sda", "persistent": false, "disabled": true }));
     domain.write("vda", 8, 4 * MIB, MIB);
-    judge_pulled(&stage, &domain, "incremental", "a dead libvirtd has left its bitmap");
+    judge_refused(&stage, &domain, &[], "a dead libvirtd has left its bitmap");
+    judge(&stage, &domain, "incremental", false, &[]);
 }
 
 /// Cut and grown again, the disk has zeros that its bitmap calls clean: the moment cannot be read, but the next one can.
@@ -186,7 +193,7 @@ fn a_disk_that_was_cut_and_grown_again_is_found_out_after_it_was_pushed() {
     domain.qmp("block_resize", json!({ "node-name": node, "size": 4 * MIB }));
     domain.qmp("block_resize", json!({ "node-name": node, "size": SIZE }));
     domain.write("vda", 7, 2 * MIB, MIB);
-    let run = stage.keepmark.exits(&["backup", "vm", "--json"], 3);
+    let run = stage.keepmark.exits(&["backup", "vm", "--json", "--mode", "push"], 3);
     assert!(run.stderr.contains("what the hypervisor wrote is thrown away"), "{}", run.stderr);
     let finished = run.event("finished");
     assert_eq!((finished["kind"].as_str(), was_pushed(&finished)), (Some("resync"), false), "{finished}");
@@ -200,7 +207,8 @@ fn a_disk_that_was_cut_and_grown_again_is_found_out_after_it_was_pushed() {
 fn a_qemu_of_another_user_pushes_where_it_is_let_in_and_leaves_nothing_open() {
     let stage = Stage::on_with(LibvirtHost::start_unprivileged, init_images);
     let domain = stage.domain();
-    judge_pulled(&stage, &domain, "full", "who cannot get through");
+    judge(&stage, &domain, "full", false, &[]);
+    judge_refused(&stage, &domain, &[], "who cannot get through");
     domain.write("vda", 7, 3 * MIB, MIB);
     let let_in = |folder: &Path| std::fs::set_permissions(folder, Permissions::from_mode(0o711)).unwrap();
     let store = stage.path("store");
@@ -222,8 +230,7 @@ fn shut_off_and_running_are_one_sequence_that_is_thinned_out() {
     let first = judge(&stage, &domain, "full", true, &[]);
     domain.write("vda", 7, 3 * MIB, MIB);
     domain.destroy();
-    let refused = stage.keepmark.exits(&["backup", "vm", "--mode", "push"], 2);
-    assert!(refused.stderr.contains("only a running VM's QEMU"), "{}", refused.stderr);
+    judge_refused(&stage, &domain, &[], "only a running VM's QEMU");
     let second = judge(&stage, &domain, "incremental", false, &[]);
     let second_truth = stage.witness(&domain);
     domain.start();

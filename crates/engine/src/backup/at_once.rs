@@ -4,7 +4,6 @@
 //! moment is audited as ever, before the backup is published. What it contradicts is thrown away, and everything is read instead.
 
 use keepmark_model::facts::BitmapFacts;
-use keepmark_model::failure::in_one_line;
 use keepmark_model::plan::DiskPlan;
 use keepmark_model::pushing::{CannotPush, Push, PushTarget};
 use keepmark_model::seam::{BackupWriter, Freeze, Hypervisor, Moment, Result};
@@ -13,18 +12,12 @@ use keepmark_model::{CheckpointName, Failure, FailureClass};
 use crate::backup::{Run, Taken};
 use crate::capture::{Captured, Scope, whole};
 use crate::error::Error;
-use crate::push::{self, Mode};
+use crate::push;
 
-/// Why a backup is pulled after all.
+/// The images may lack something of this disk: the backup is pulled after all.
 #[derive(Debug, thiserror::Error)]
-pub enum PullInstead {
-    /// The hypervisor does not do it.
-    #[error("the hypervisor cannot write the images: {}", in_one_line(.0))]
-    NotBegun(Failure),
-    /// The images may lack something.
-    #[error("disk {0}: what the hypervisor wrote is thrown away, and everything is read")]
-    Contradicted(String),
-}
+#[error("disk {0}: what the hypervisor wrote is thrown away, and everything is read")]
+pub struct Contradicted(String);
 
 impl Run<'_> {
     pub(super) fn push_at_once(
@@ -54,20 +47,9 @@ impl Run<'_> {
         targets: &[PushTarget],
     ) -> Result<(Moment, Vec<u64>, Option<Failure>)> {
         let request = self.point_request(checkpoint, Push::AtOnce(targets.to_vec()));
-        let mut point = vm.begin(&request).map_err(|failure| self.not_begun(failure))?;
+        let mut point = vm.begin(&request).map_err(not_begun)?;
         let moved = push::write(point.as_mut(), targets, self.monitor)?;
         Ok((point.moment().clone(), moved, point.release().err()))
-    }
-
-    /// Where push mode was not asked for, pulling is as good.
-    fn not_begun(&self, failure: Failure) -> Failure {
-        match (self.job.mode, failure.get::<CannotPush>()) {
-            (Mode::Push, Some(reason)) => push::refused(reason.clone()),
-            (Mode::Auto, _) if matches!(failure.class(), FailureClass::Failed | FailureClass::Usage) => {
-                Failure::new(FailureClass::Failed, PullInstead::NotBegun(failure))
-            }
-            _ => failure,
-        }
     }
 
     fn audited_afterwards(&self, vm: &mut dyn Hypervisor) -> Result<Vec<Scope>> {
@@ -91,7 +73,7 @@ impl Run<'_> {
             }
             let mut frozen = point.disk(&disk.name)?;
             let sound = self.audited_for_push(frozen.as_mut(), disk)?;
-            scopes.push(sound.ok_or_else(|| Failure::new(FailureClass::Failed, PullInstead::Contradicted(disk.name.to_string())))?);
+            scopes.push(sound.ok_or_else(|| Failure::new(FailureClass::Failed, Contradicted(disk.name.to_string())))?);
         }
         point.release()?;
         Ok(scopes)
@@ -103,5 +85,12 @@ impl Run<'_> {
         let facts = self.outlook.facts.disks.iter().find(|facts| facts.name == disk.name);
         let is_bases = |bitmap: &&BitmapFacts| bitmap.name == base.checkpoint.as_str();
         facts.map_or(0, |facts| facts.bitmaps().filter(is_bases).map(|bitmap| bitmap.dirty.0).sum())
+    }
+}
+
+fn not_begun(failure: Failure) -> Failure {
+    match failure.get::<CannotPush>() {
+        Some(reason) => push::refused(reason.clone()),
+        None => failure,
     }
 }

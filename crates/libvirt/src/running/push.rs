@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use keepmark_model::images::ImageTools;
-use keepmark_model::pushing::{CannotPush, PushPlace, PushTarget, Pushing};
+use keepmark_model::pushing::{CannotPush, PushPlace, PushTarget};
 use keepmark_model::seam::PointRequest;
 use keepmark_qemu::QemuImages;
 use keepmark_qemu::space::{SPACE_BYTES_MIN, SpaceWatch, has_space};
@@ -25,7 +25,7 @@ use crate::xml::backup::{self, PushedDisk};
 
 impl Running {
     // Why not, in words, is no failure.
-    pub(super) fn pushing(&mut self, place: &PushPlace) -> Result<std::result::Result<Pushing, CannotPush>> {
+    pub(super) fn may_push(&mut self, place: &PushPlace) -> Result<std::result::Result<(), CannotPush>> {
         if self.detour.is_some() {
             return Ok(Err(CannotPush::new("a dead job of libvirt's holds the domain")));
         }
@@ -54,7 +54,7 @@ impl Running {
         if self.link.call(Domain::is_stopped_by_error)? {
             return refuse("the domain stands still after a failed write".into());
         }
-        Ok(Ok(Pushing::AsTheMoment))
+        Ok(Ok(()))
     }
 
     pub(super) fn push_point(&mut self, request: &PointRequest, targets: &[PushTarget]) -> Result<PushPoint<'_>> {
