@@ -36,6 +36,8 @@ pub struct QmpProxy {
 
 struct State {
     target: PathBuf,
+    /// Major and minor version that QEMU is made to say it has.
+    version: Option<(u32, u32)>,
     hook: Mutex<Hook>,
     seen: Mutex<Vec<Value>>,
     /// None once the proxy is to end.
@@ -53,9 +55,21 @@ impl QmpProxy {
     /// as it has not returned, the client waits, and so do other clients.
     #[must_use]
     pub fn start(socket: &Path, target: &Path, hook: impl FnMut(&Value) -> Verdict + Send + 'static) -> Self {
+        Self::start_as(None, socket, target, hook)
+    }
+
+    /// The same, with a greeting that tells this (major and minor) version, if any, instead of QEMU's own.
+    #[must_use]
+    pub fn start_as(
+        version: Option<(u32, u32)>,
+        socket: &Path,
+        target: &Path,
+        hook: impl FnMut(&Value) -> Verdict + Send + 'static,
+    ) -> Self {
         let listener = UnixListener::bind(socket).or_fail(format_args!("listening on {}", socket.display()));
         let state = Arc::new(State {
             target: target.to_owned(),
+            version,
             hook: Mutex::new(Box::new(hook)),
             seen: Mutex::default(),
             connections: Mutex::new(Some(Vec::new())),
@@ -138,7 +152,7 @@ impl Pair {
         let from_server = self.server.try_clone().or_fail("duplicating a socket");
         let to_client = Mutex::new(self.client.try_clone().or_fail("duplicating a socket"));
         std::thread::scope(|scope| {
-            scope.spawn(|| answers(from_server, &to_client));
+            scope.spawn(|| answers(from_server, &to_client, state.version));
             let _end = HangUp([&self.client, &self.server]);
             self.commands(state, &to_client);
         });
@@ -173,17 +187,26 @@ impl Drop for HangUp<'_> {
     }
 }
 
-/// Passes whole lines on, so that an answer of the hook never falls into the middle of one.
-fn answers(from: UnixStream, to_client: &Mutex<UnixStream>) {
+/// Passes whole lines on, so that an answer of the hook never falls into the middle of one; the first, QEMU's greeting, with another version.
+fn answers(from: UnixStream, to_client: &Mutex<UnixStream>, mut version: Option<(u32, u32)>) {
     let mut reader = BufReader::new(from);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        if let Some(version) = version.take() {
+            line = greeting(&line, version);
+        }
         if lock(to_client).write_all(&line).is_err() {
             break;
         }
         line.clear();
     }
     lock(to_client).shutdown(Shutdown::Both).ok();
+}
+
+fn greeting(line: &[u8], (major, minor): (u32, u32)) -> Vec<u8> {
+    let mut greeting: Value = serde_json::from_slice(line).or_fail("QEMU's greeting");
+    greeting["QMP"]["version"]["qemu"] = serde_json::json!({ "major": major, "minor": minor, "micro": 0 });
+    format!("{greeting}\r\n").into_bytes()
 }
 
 fn with_id(mut answer: Value, command: &Value) -> Value {

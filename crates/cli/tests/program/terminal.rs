@@ -58,3 +58,21 @@ fn progress_has_rate_and_time_left_on_a_terminal() {
     let elsewhere = lab.keepmark.ok(&["verify", "--read-data"]);
     assert!(!elsewhere.stderr.contains('\u{1b}'), "{}", elsewhere.stderr);
 }
+
+/// Bars of two VMs stand on the screen together, each with its VM's name.
+#[test]
+fn progress_of_several_vms_is_on_one_screen() {
+    let lab = Lab::new();
+    let image = |name: &str, seed: u64| {
+        let image = lab.qcow2(name, 256 * MIB);
+        image::fill_random(&image, Format::Qcow2, seed, 0, usize::try_from(160 * MIB).unwrap());
+        image_vm("vda", &image)
+    };
+    let (first, second) = (image("web1", 3), image("web2", 4));
+    let (code, shown) = on_terminal(&lab, &["backup", "--jobs", "2", &first, &second], true, "");
+    assert_eq!(code, Some(0), "{shown}");
+    let bars = |name: &str| shown.match_indices(&format!("{name}.qcow2 vda")).map(|(place, _)| place).collect::<Vec<_>>();
+    let (first, second) = (bars("web1"), bars("web2"));
+    assert!(first.first() < second.last() && second.first() < first.last(), "{shown}");
+    assert!(!first.is_empty() && !second.is_empty(), "{shown}");
+}
