@@ -95,16 +95,17 @@ pub fn backup(
     let outlook = outlook(vm, store, &job.request, (world.now)(), monitor)?;
     let run = Run { outlook: &outlook, job, store, world, monitor, started };
     let way = run.way(vm)?;
-    let result = match run.attempt(vm, &way) {
-        Err(failure) if failure.is::<Contradicted>() => {
+    let result = run.attempt(vm, &way).or_else(|failure| match failure.get::<Contradicted>() {
+        Some(found) => {
             monitor.note(&format!("pulled, not pushed: {failure}"));
-            run.attempt(vm, &Way::Pull(None))
+            Run { outlook: &found.instead(&outlook), ..run }.attempt(vm, &Way::Pull(None))
         }
-        result => result,
-    };
+        None => Err(failure),
+    });
     result.map(|(id, manifest)| BackupReport::new(id, &manifest))
 }
 
+#[derive(Clone, Copy)]
 struct Run<'a> {
     outlook: &'a Outlook,
     job: &'a BackupJob,
@@ -232,26 +233,27 @@ impl Run<'_> {
         for (((disk, frozen), target), scope) in disks.iter().zip(&mut frozen).zip(&targets).zip(scopes) {
             let moved = target.as_ref().and_then(|_| moved.next());
             captured.push(match (target, scope, moved) {
-                (Some(target), Some(scope), Some(moved)) => push::taken_over(target, &scope, moved, writer)?,
+                (Some(target), Some(scope), Some(moved)) if push::is_pushable(disk, &scope) => {
+                    push::taken_over(target, &scope, moved, writer)?
+                }
+                (_, Some(scope), _) => self.capture_disk(frozen.as_mut(), &scope.plan(disk), writer)?,
                 _ => self.capture_disk(frozen.as_mut(), disk, writer)?,
             });
         }
         Ok(captured)
     }
 
-    /// What an audit says of each disk that is being pushed; nothing where its image cannot be used.
+    /// What an audit says of each disk that is being pushed.
     fn audited_meanwhile(&self, frozen: &mut [Box<dyn FrozenDisk>], targets: &[Option<PushTarget>]) -> Result<Vec<Option<Scope>>> {
         let audited = |((disk, frozen), target): ((&DiskPlan, &mut Box<dyn FrozenDisk>), &Option<PushTarget>)| match target {
-            Some(_) => self.audited_for_push(frozen.as_mut(), disk),
+            Some(_) => self.scope_of(frozen.as_mut(), disk).map(Some),
             None => Ok(None),
         };
         self.outlook.plan.disks.iter().zip(frozen).zip(targets).map(audited).collect()
     }
 
-    /// What an audit says of a disk, unless that it has to be read.
-    fn audited_for_push(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan) -> Result<Option<Scope>> {
-        let scope = self.audited(disk, |disk, chunk, audit| look(frozen, disk, chunk, audit, self.monitor))?;
-        Ok(scope.filter(|scope| push::is_pushable(disk, scope)))
+    fn scope_of(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan) -> Result<Scope> {
+        self.audited(disk, |disk, chunk, audit| look(frozen, disk, chunk, audit, self.monitor))
     }
 
     fn capture_disk(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan, writer: &mut dyn BackupWriter) -> Result<Captured> {

@@ -61,18 +61,13 @@ pub fn capture(
     check_size(disk, plan)?;
     match on_base(disk, plan, chunk, auditing, writer, monitor) {
         Err(failure) if uses_another(plan) && !monitor.interrupted() && is_base_unusable(&failure) => {
-            monitor.finding(&format!(
-                "disk {}: the base cannot be read, so the whole disk is stored anew: {}",
-                plan.name,
-                in_one_line(&failure)
-            ));
-            store(disk, plan, &whole(plan, "the last backup is damaged in the store", None), chunk, writer, monitor)
+            store(disk, plan, &without_base(plan, &failure, monitor), chunk, writer, monitor)
         }
         result => result,
     }
 }
 
-/// What of a disk has to be looked at, audited as ever, for those who do not read it by [`capture`]. Nothing where the base cannot be used.
+/// What of a disk has to be looked at, audited as ever, for those who do not read it by [`capture`].
 ///
 /// # Errors
 /// When anything cannot be read.
@@ -82,11 +77,11 @@ pub fn look(
     chunk: ChunkSize,
     auditing: Option<&Audit<'_>>,
     monitor: &dyn Monitor,
-) -> Result<Option<Scope>> {
+) -> Result<Scope> {
     check_size(disk, plan)?;
     match scope(disk, plan, chunk, auditing, monitor) {
-        Err(failure) if is_base_unusable(&failure) => Ok(None),
-        result => result.map(Some),
+        Err(failure) if is_base_unusable(&failure) => Ok(without_base(plan, &failure, monitor)),
+        result => result,
     }
 }
 
@@ -150,6 +145,13 @@ fn scope(
     Ok(Scope { kind: plan.kind, reason: plan.reason.clone(), base: Some(base.backup.clone()), compare: None, dirty, audit })
 }
 
+/// Everything is looked at and stored, and it is said why.
+fn without_base(plan: &DiskPlan, failure: &keepmark_model::Failure, monitor: &dyn Monitor) -> Scope {
+    let why = in_one_line(failure);
+    monitor.finding(&format!("disk {}: the base cannot be read, so the whole disk is stored anew: {why}", plan.name));
+    whole(plan, "the last backup is damaged in the store", None)
+}
+
 /// Everything is looked at, and nothing is taken over unseen; what is the same as in `compare` need not be stored again.
 pub fn whole(plan: &DiskPlan, reason: &str, compare: Option<BackupId>) -> Scope {
     let kind = if plan.kind == Kind::Full { Kind::Full } else { Kind::Resync };
@@ -181,6 +183,12 @@ fn store(
 }
 
 impl Scope {
+    /// The plan of a disk that is to be read whole because an audit said so. The audit is not asked again: another sample may miss
+    /// what this one has hit.
+    pub fn plan(&self, disk: &DiskPlan) -> DiskPlan {
+        DiskPlan { kind: self.kind, reason: self.reason.clone(), since: None, compare: self.compare.clone(), ..disk.clone() }
+    }
+
     /// What the manifest is told of it.
     pub fn captured(&self, read_bytes: u64, stored_bytes: u64) -> Captured {
         Captured {

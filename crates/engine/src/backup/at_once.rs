@@ -9,15 +9,26 @@ use keepmark_model::pushing::{CannotPush, Push, PushTarget};
 use keepmark_model::seam::{BackupWriter, Freeze, Hypervisor, Moment, Result};
 use keepmark_model::{CheckpointName, Failure, FailureClass};
 
-use crate::backup::{Run, Taken};
+use crate::backup::{Outlook, Run, Taken};
 use crate::capture::{Captured, Scope, whole};
 use crate::error::Error;
 use crate::push;
 
-/// The images may lack something of this disk: the backup is pulled after all.
+/// The images may lack something of a disk: the backup is pulled after all, and all of this disk is read.
 #[derive(Debug, thiserror::Error)]
-#[error("disk {0}: what the hypervisor wrote is thrown away, and everything is read")]
-pub struct Contradicted(String);
+#[error("disk {}: what the hypervisor wrote is thrown away, and everything is read", .plan.name)]
+pub struct Contradicted {
+    plan: DiskPlan,
+}
+
+impl Contradicted {
+    /// What is to be done now.
+    pub fn instead(&self, outlook: &Outlook) -> Outlook {
+        let mut outlook = outlook.clone();
+        outlook.plan.disks.iter_mut().filter(|disk| disk.name == self.plan.name).for_each(|disk| *disk = self.plan.clone());
+        outlook
+    }
+}
 
 impl Run<'_> {
     pub(super) fn push_at_once(
@@ -72,8 +83,11 @@ impl Run<'_> {
                 continue;
             }
             let mut frozen = point.disk(&disk.name)?;
-            let sound = self.audited_for_push(frozen.as_mut(), disk)?;
-            scopes.push(sound.ok_or_else(|| Failure::new(FailureClass::Failed, Contradicted(disk.name.to_string())))?);
+            let scope = self.scope_of(frozen.as_mut(), disk)?;
+            if !push::is_pushable(disk, &scope) {
+                return Err(Failure::new(FailureClass::Failed, Contradicted { plan: scope.plan(disk) }));
+            }
+            scopes.push(scope);
         }
         point.release()?;
         Ok(scopes)
