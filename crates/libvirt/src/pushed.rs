@@ -19,6 +19,8 @@ use crate::point::{END_WAIT, end_backup, running};
 const LOOK: Duration = Duration::from_millis(20);
 /// Within it nobody begins and ends another backup.
 const GAP_MAX: Duration = Duration::from_secs(1);
+/// What two clocks may differ by.
+const SLACK: Duration = Duration::from_millis(100);
 
 /// A running push backup of ours.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(crate) struct PushPoint<'a> {
 /// When a job was seen.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
+    /// When it was begun.
+    begun: Instant,
     /// The last time that it ran for sure.
     running: Instant,
     /// Right after that.
@@ -50,7 +54,13 @@ pub(crate) struct Seen {
 impl Seen {
     /// Of a job that runs.
     pub(crate) fn now() -> Self {
-        Self { running: Instant::now(), gone: Instant::now() }
+        let now = Instant::now();
+        Self { begun: now, running: now, gone: now }
+    }
+
+    /// For how long it ran for sure.
+    fn ran(&self) -> Duration {
+        self.running.saturating_duration_since(self.begun)
     }
 
     /// How long nobody looked before it was seen to be gone.
@@ -81,7 +91,8 @@ impl PushPoint<'_> {
         self.is_over = true;
         self.space.validity().check().map_err(|_| Error::TargetFull { folder: self.folder.clone() })?;
         let ended = self.link.call(Domain::take_ended_job)?;
-        judge(ended.as_ref(), self.seen.gap()).map_err(|problem| Error::NotPushed { domain: self.link.name().to_owned(), problem })?;
+        judge(ended.as_ref(), self.seen.ran(), self.seen.gap())
+            .map_err(|problem| Error::NotPushed { domain: self.link.name().to_owned(), problem })?;
         Ok(())
     }
 
@@ -120,11 +131,12 @@ impl PushPoint<'_> {
     }
 }
 
-/// Whether all was copied, by what libvirt says of the last job that ended; `gap` is how long nobody looked. Pure.
-fn judge(ended: Option<&EndedJob>, gap: Duration) -> std::result::Result<(), String> {
+/// Whether all was copied, by what libvirt says of the last job that ended; ours was seen to run for `ran`, and then for `gap` nobody
+/// looked. Pure.
+fn judge(ended: Option<&EndedJob>, ran: Duration, gap: Duration) -> std::result::Result<(), String> {
     let Some(job) = ended else { return Err("libvirt was restarted meanwhile and does not know how it ended".into()) };
-    // Another's that began after ours had ended cannot have gone on for longer than nobody looked.
-    let is_ours = job.is_backup && (gap < GAP_MAX || job.elapsed > gap);
+    // Another's that began after ours had ended cannot have gone on for longer than nobody looked; and ours has not for less than it was seen.
+    let is_ours = job.is_backup && (gap < GAP_MAX || job.elapsed > gap) && job.elapsed + SLACK >= ran;
     match (is_ours, job.outcome) {
         (false, _) => Err("it cannot be told how it ended: another job may have run since".into()),
         (true, Outcome::Done) => Ok(()),
@@ -170,8 +182,11 @@ mod tests {
     fn only_our_own_good_end_counts() {
         let job = |outcome, is_backup, seconds| EndedJob { outcome, is_backup, elapsed: Duration::from_secs(seconds), problem: None };
         let (near, far) = (Duration::from_millis(20), Duration::from_secs(30));
-        assert!(judge(Some(&job(Outcome::Done, true, 0)), near).is_ok());
-        assert!(judge(Some(&job(Outcome::Done, true, 31)), far).is_ok());
+        let (short, long) = (Duration::ZERO, Duration::from_secs(20));
+        assert!(judge(Some(&job(Outcome::Done, true, 0)), short, near).is_ok());
+        assert!(judge(Some(&job(Outcome::Done, true, 31)), short, far).is_ok());
+        assert!(judge(Some(&job(Outcome::Done, true, 20)), long, near).is_ok());
+        assert!(judge(Some(&job(Outcome::Done, true, 1)), long, near).is_err());
         for (ended, gap) in [
             (None, near),
             (Some(job(Outcome::Done, false, 5)), near),
@@ -179,9 +194,9 @@ mod tests {
             (Some(job(Outcome::Aborted, true, 5)), near),
             (Some(job(Outcome::Failed, true, 5)), near),
         ] {
-            assert!(judge(ended.as_ref(), gap).is_err(), "{ended:?}");
+            assert!(judge(ended.as_ref(), short, gap).is_err(), "{ended:?}");
         }
         let full = EndedJob { problem: Some("No space left on device".into()), ..job(Outcome::Failed, true, 5) };
-        assert_eq!(judge(Some(&full), near), Err("No space left on device".into()));
+        assert_eq!(judge(Some(&full), short, near), Err("No space left on device".into()));
     }
 }

@@ -5,7 +5,7 @@ mod push;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keepmark_model::facts::{DiskFacts, Persistence, Power, VmFacts};
 use keepmark_model::failure::in_one_line;
@@ -35,6 +35,9 @@ use crate::xml::backup::{self, BackupDisk, Export};
 use crate::xml::{DomainXml, checkpoint};
 use crate::{Options, checkpoints, detour, disks, halting, monitor, saved, watchdog};
 
+// How long a domain without a job's data has to look like that until the job counts as dead.
+const DEAD_AFTER: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(100);
 // Until then QEMU aborts, and the guest with it, when an NBD client leaves an export whose disk is in an iothread.
 const IOTHREADS_SAFE: Version = Version { major: 9, minor: 0, micro: 0 };
 const SOCKET_SUFFIX: &str = ".nbd";
@@ -284,11 +287,16 @@ fn job(link: &mut Link) -> Result<bool> {
     }
 }
 
-/// Whether a dead job holds the domain.
+/// Whether a dead job holds the domain. A living libvirtd says the same as long as it makes the images of a backup that it begins, so
+/// only what it goes on saying counts.
 pub(crate) fn is_wedged(link: &mut Link) -> Result<bool> {
-    match job(link) {
-        Err(Error::Wedged { .. }) => Ok(true),
-        other => other.map(|_| false),
+    let asked = Instant::now();
+    loop {
+        match job(link) {
+            Err(Error::Wedged { .. }) if asked.elapsed() >= DEAD_AFTER => return Ok(true),
+            Err(Error::Wedged { .. }) => std::thread::sleep(LOOK),
+            other => return other.map(|_| false),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod relay;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use keepmark_model::DiskName;
 use keepmark_model::seam::{self, FrozenDisk, FrozenPoint, Moment, PointDisk, PointRequest};
@@ -34,6 +35,8 @@ pub(crate) fn open(link: &Link, xml: &DomainXml, options: &Options) -> Result<Li
         watchdog: options.watchdog.clone(),
         // As libvirt does it: part of the transaction, without a pause, and its devices keep their nodes.
         force_jobs: true,
+        // Longer than libvirt waits for the domain, and the relay for libvirtd: nobody may do later what was given up here.
+        command_timeout: Duration::from_secs(60),
         ..LiveOptions::new(called, &options.scratch_dir, &options.run_dir)
     };
     Ok(Live::over(stream, Peer { pid: 0, uid, gid }, live)?)

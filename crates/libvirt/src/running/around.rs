@@ -28,6 +28,9 @@ impl Running {
     // As `point`, with the moment fixed by QEMU itself. The checkpoint is libvirt's all the same: begun just before, it counts what is
     // written until the moment too, which is more than needed and never less.
     pub(super) fn around(&mut self, request: &PointRequest) -> Result<Around<'_>> {
+        if !matches!(job(&mut self.link), Err(Error::Wedged { .. })) {
+            return Err(self.busy());
+        }
         let look = look(&mut self.link)?;
         let (xml, called, disks) = (look.xml, look.called, facts_of(look.disks));
         self.check(&xml, &disks, request)?;
