@@ -25,6 +25,7 @@ impl Contradicted {
     /// What is to be done now.
     pub fn instead(&self, outlook: &Outlook) -> Outlook {
         let mut outlook = outlook.clone();
+        (outlook.plan.kind, outlook.plan.reason) = (self.plan.kind, self.plan.reason.clone());
         outlook.plan.disks.iter_mut().filter(|disk| disk.name == self.plan.name).for_each(|disk| *disk = self.plan.clone());
         outlook
     }
