@@ -56,6 +56,16 @@ fn hindrance(folder: &Path, closed: &Path, (user, _): (u32, u32)) -> Hindrance {
     }
 }
 
+/// QEMU's user and group. Without a word of libvirt's they are this process's (qemu:///session).
+pub(crate) fn user_of(xml: &DomainXml) -> (u32, u32) {
+    xml.owner.unwrap_or_else(own)
+}
+
+/// The user and group of this process.
+pub(crate) fn own() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
 /// The highest folder on the way to `folder`, itself among them, that this user and group may not pass. What does not exist yet is made
 /// so that they may.
 pub(crate) fn closed(folder: &Path, user: (u32, u32)) -> Option<PathBuf> {

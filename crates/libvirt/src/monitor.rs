@@ -39,11 +39,16 @@ pub(crate) fn look(link: &mut Link) -> Result<Survey> {
     Ok(survey(blocks, nodes, &graph))
 }
 
+fn backup_jobs(link: &mut Link) -> Result<Vec<Value>> {
+    let mut jobs: Vec<Value> = ask(link, "query-jobs", Value::Null)?;
+    jobs.retain(|job| job["type"] == "backup");
+    Ok(jobs)
+}
+
 /// How many of libvirt's backup jobs do their work without a failure so far.
 pub(crate) fn healthy_backups(link: &mut Link) -> Result<usize> {
-    let jobs: Vec<Value> = ask(link, "query-jobs", Value::Null)?;
-    let is_healthy = |job: &&Value| job["type"] == "backup" && job["status"] == "running" && job["error"].is_null();
-    Ok(jobs.iter().filter(is_healthy).count())
+    let is_healthy = |job: &&Value| job["status"] == "running" && job["error"].is_null();
+    Ok(backup_jobs(link)?.iter().filter(is_healthy).count())
 }
 
 /// How far a job is.
@@ -57,12 +62,11 @@ pub(crate) struct Copying {
 
 /// The backup jobs by name, and how far they are.
 pub(crate) fn copying(link: &mut Link) -> Result<Vec<(String, Copying)>> {
-    let jobs: Vec<Value> = ask(link, "query-jobs", Value::Null)?;
     let of = |job: &Value| {
         let number = |key: &str| job[key].as_u64().unwrap_or_default();
         Some((job["id"].as_str()?.to_owned(), Copying { done: number("current-progress"), due: number("total-progress") }))
     };
-    Ok(jobs.iter().filter(|job| job["type"] == "backup").filter_map(of).collect())
+    Ok(backup_jobs(link)?.iter().filter_map(of).collect())
 }
 
 /// QEMU's version.
@@ -81,8 +85,8 @@ pub(crate) fn remove_nodes(link: &mut Link, nodes: &[&str]) -> Result<()> {
 /// the guest's writes when the scratch is full, and a server that exports nothing. Says in words what was ended.
 pub(crate) fn end_dead_backup(link: &mut Link, nodes: &[&str]) -> Result<Vec<String>> {
     let mut said = Vec::new();
-    let jobs: Vec<Value> = ask(link, "query-jobs", Value::Null)?;
-    let names = jobs.iter().filter(|job| job["type"] == "backup").filter_map(|job| job["id"].as_str());
+    let jobs = backup_jobs(link)?;
+    let names = jobs.iter().filter_map(|job| job["id"].as_str());
     for job in names.filter(|name| name.starts_with("backup-") && nodes.iter().any(|node| name.ends_with(&format!("-{node}")))) {
         end_job(link, job)?;
         said.push(format!("job {job} of libvirt's"));

@@ -69,14 +69,15 @@ impl Seen {
     }
 }
 
-impl PushPoint<'_> {
-    fn is_ours(&self) -> impl Fn(&str) -> bool + use<> {
-        let folder = self.folder.clone();
-        move |place| Path::new(place).parent() == Some(&folder)
-    }
+/// Whether a backup's place is an image in this folder.
+pub(crate) fn lies_in(folder: &Path) -> impl Fn(&str) -> bool + use<> {
+    let folder = folder.to_owned();
+    move |place| Path::new(place).parent() == Some(&folder)
+}
 
+impl PushPoint<'_> {
     fn wait(&mut self, progress: &mut dyn FnMut(&DiskName, u64, u64) -> seam::Result<()>) -> seam::Result<()> {
-        let is_ours = self.is_ours();
+        let is_ours = lies_in(&self.folder);
         while running(self.link, &is_ours)?.is_some() {
             self.seen.running = Instant::now();
             for (disk, Copying { done, due }) in self.copying()? {
@@ -105,7 +106,7 @@ impl PushPoint<'_> {
 
     fn end(&mut self) -> Result<()> {
         self.is_over = true;
-        let is_ours = self.is_ours();
+        let is_ours = lies_in(&self.folder);
         let ended = end_backup(self.link, is_ours).and_then(|_| self.wait_closed());
         // A failed write that waits for space is done again now.
         if self.link.call(Domain::is_stopped_by_error)? {

@@ -138,7 +138,8 @@ impl Running {
             }
         };
         let exports = exports(request, &prepared, &uneven);
-        let space = self.watch_space(&prepared.socket);
+        let ours = prepared.socket.clone();
+        let space = self.watch_space(&self.options.scratch_dir, move |socket| Path::new(socket) == ours);
         let Prepared { socket, folders, .. } = prepared;
         Ok(Point { link: &mut self.link, moment, exports, socket, space, watchdog, _folders: folders, is_over: false })
     }
@@ -173,11 +174,12 @@ impl Running {
         Ok(watchdog)
     }
 
-    fn watch_space(&self, socket: &Path) -> SpaceWatch {
-        let (uri, uuid, socket) = (self.link.uri().to_owned(), self.link.uuid().to_owned(), socket.to_owned());
-        SpaceWatch::start(&self.options.scratch_dir, move || {
+    // Ends the backup whose place is ours before there is no room any more in the folder that it writes to.
+    fn watch_space(&self, folder: &Path, is_ours: impl Fn(&str) -> bool + Send + 'static) -> SpaceWatch {
+        let (uri, uuid) = (self.link.uri().to_owned(), self.link.uuid().to_owned());
+        SpaceWatch::start(folder, move || {
             // A domain that cannot be reached any more cannot be helped either.
-            drop(Link::open(Some(&uri), &uuid).and_then(|mut link| end_backup(&mut link, |other| Path::new(other) == socket)));
+            drop(Link::open(Some(&uri), &uuid).and_then(|mut link| end_backup(&mut link, &is_ours)));
         })
     }
 

@@ -16,6 +16,7 @@ use keepmark_qemu::qmp::Peer;
 use keepmark_qemu::{Live, LiveOptions};
 
 use crate::error::{Error, Result};
+use crate::hindrances::user_of;
 use crate::link::Link;
 use crate::xml::DomainXml;
 use crate::{Options, watchdog};
@@ -25,9 +26,7 @@ pub(crate) use relay::start as relay;
 /// The domain's QEMU, reached by its monitor through libvirt. The caller has locked its images.
 pub(crate) fn open(link: &Link, xml: &DomainXml, options: &Options) -> Result<Live> {
     let stream = relay(Link::open(Some(link.uri()), link.uuid())?)?;
-    // Without a word of libvirt's, QEMU is this user's (qemu:///session).
-    let own = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let (uid, gid) = xml.owner.unwrap_or_else(own);
+    let (uid, gid) = user_of(xml);
     let called = watchdog::subject_of_monitor(link.uri(), link.uuid());
     let live = LiveOptions {
         name: Some(link.name().to_owned()),

@@ -9,17 +9,16 @@ use keepmark_model::images::ImageTools;
 use keepmark_model::pushing::{CannotPush, PushPlace, PushTarget};
 use keepmark_model::seam::PointRequest;
 use keepmark_qemu::QemuImages;
-use keepmark_qemu::space::{SPACE_BYTES_MIN, SpaceWatch, has_space};
+use keepmark_qemu::space::{SPACE_BYTES_MIN, has_space};
 
 use super::{Running, begins, job, targets};
 use crate::api::{Domain, Images};
 use crate::error::{Error, Result};
 use crate::handed::Handed;
-use crate::hindrances::closed;
+use crate::hindrances::{closed, own, user_of};
 use crate::link::Link;
 use crate::look::{facts_of, look};
-use crate::point::end_backup;
-use crate::pushed::{PushPoint, Seen};
+use crate::pushed::{PushPoint, Seen, lies_in};
 use crate::xml::DomainXml;
 use crate::xml::backup::{self, PushedDisk};
 
@@ -30,7 +29,7 @@ impl Running {
             return Ok(Err(CannotPush::new("a dead job of libvirt's holds the domain")));
         }
         let look = look(&mut self.link)?;
-        let owner = look.xml.owner.unwrap_or_else(own);
+        let owner = user_of(&look.xml);
         let refuse = |why: String| Ok(Err(CannotPush::new(why)));
         let there = place.folder.ancestors().find(|folder| folder.exists()).unwrap_or(&place.folder);
         if own().0 != 0 && own().0 != owner.0 {
@@ -82,10 +81,10 @@ impl Running {
         let begun = self.quiesced(request, &xml, watchdog.as_mut(), begin);
         let moment = match begun {
             Ok(moment) => moment,
-            Err(error) => return Err(self.undo(error, |place| Path::new(place).parent() == Some(&folder), request)),
+            Err(error) => return Err(self.undo(error, lies_in(&folder), request)),
         };
         let seen = Seen::now();
-        let space = self.watch_target(&folder);
+        let space = self.watch_space(&folder, lies_in(&folder));
         let targets = targets.iter().map(|target| target.disk.clone()).collect();
         Ok(PushPoint { link: &mut self.link, moment, targets, folder, space, watchdog, seen, is_over: false, _handed: handed })
     }
@@ -97,21 +96,6 @@ impl Running {
         }
         Handed::open(folder, targets.iter().map(|target| target.image.clone()).collect())
     }
-
-    fn watch_target(&self, folder: &Path) -> SpaceWatch {
-        let (uri, uuid, ours) = (self.link.uri().to_owned(), self.link.uuid().to_owned(), folder.to_owned());
-        SpaceWatch::start(folder, move || {
-            // As with the scratch: who cannot be reached cannot be helped.
-            drop(
-                Link::open(Some(&uri), &uuid).and_then(|mut link| end_backup(&mut link, |place| Path::new(place).parent() == Some(&ours))),
-            );
-        })
-    }
-}
-
-/// The user and group of this process.
-fn own() -> (u32, u32) {
-    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
 fn parts(xml: &DomainXml, request: &PointRequest, images: &[PushTarget]) -> Vec<PushedDisk> {
