@@ -67,12 +67,9 @@ fn to_be_read(plan: &DiskPlan) -> Option<String> {
     }
 }
 
-/// Whether a disk can be pushed: nothing is to be compared, and the bitmap covers all that may have changed.
+/// Whether an audit leaves a disk that need not be read as planned: on its base, or on nothing.
 pub fn is_pushable(plan: &DiskPlan, scope: &Scope) -> bool {
-    match &plan.since {
-        Some(base) => scope.base.as_ref() == Some(&base.backup) && base.size == plan.size,
-        None => scope.kind == Kind::Full && scope.compare.is_none(),
-    }
+    to_be_read(plan).is_none() && scope.base.as_ref() == plan.since.as_ref().map(|base| &base.backup)
 }
 
 /// Where a disk is pushed to; nothing where it has to be read, as far as can be known before it is audited.
