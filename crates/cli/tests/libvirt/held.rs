@@ -71,13 +71,19 @@ fn what_the_dead_backup_left_in_qemu_is_ended() {
     stage.judge_held(&domain, "incremental", &[]);
 }
 
-#[test]
-fn keepmark_dies_while_it_reads() {
-    let stage = Stage::new();
-    let domain = held(&stage);
+/// A held domain whose backup was killed while it was read.
+fn killed(stage: &Stage) -> Domain<'_> {
+    let domain = held(stage);
     stage.reading_held(&domain).kill9();
     // Nobody watches the scratch any more: without an end of the copying the guest's writes would fail when it is full.
     wait_for("the watchdog to end the copying", TIMEOUT, || (domain.qmp("query-jobs", json!({})) == json!([])).then_some(()));
+    domain
+}
+
+#[test]
+fn keepmark_dies_while_it_reads() {
+    let stage = Stage::new();
+    let domain = killed(&stage);
     domain.write("vda", 9, 6 * MIB, MIB);
     stage.judge_held(&domain, "incremental", &[]);
 }
@@ -85,9 +91,7 @@ fn keepmark_dies_while_it_reads() {
 #[test]
 fn what_a_dead_keepmark_left_is_removed_when_libvirt_is_free_again() {
     let stage = Stage::new();
-    let domain = held(&stage);
-    stage.reading_held(&domain).kill9();
-    wait_for("the watchdog to end the copying", TIMEOUT, || (domain.qmp("query-jobs", json!({})) == json!([])).then_some(()));
+    let domain = killed(&stage);
     stage.end_dead_job();
     domain.write("vda", 9, 6 * MIB, MIB);
     stage.judge(&domain, "incremental", &[]);
