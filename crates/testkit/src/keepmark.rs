@@ -1,5 +1,6 @@
 //! The built program, run as a user runs it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -143,19 +144,25 @@ impl Keepmark {
         self.ok(&all).event("finished")
     }
 
-    /// The checkpoints that the VM of this name, or the only one, must have in the end: those of its newest backup with one and of the
-    /// newest with one that read everything.
+    /// The checkpoints that the VM of this name, or the only one, must have in the end: for each disk that of its newest backup with one
+    /// and of the newest with one that read all of the disk.
     #[track_caller]
     #[must_use]
     pub fn needed_checkpoints(&self, vm: Option<&str>) -> Vec<String> {
         let arguments: Vec<&str> = ["list", "--json"].into_iter().chain(vm).collect();
-        let listed: Vec<Value> = self.ok(&arguments).json().into_iter().filter(|backup| backup["checkpoint"].is_string()).collect();
-        let is_whole = |backup: &&Value| matches!(backup["kind"].as_str(), Some("full" | "resync"));
-        let needed = [listed.iter().rfind(is_whole), listed.last()].into_iter().flatten();
-        let mut names: Vec<String> = needed.filter_map(|backup| backup["checkpoint"].as_str()).map(str::to_owned).collect();
-        names.sort();
-        names.dedup();
-        names
+        let listed = self.ok(&arguments).json();
+        let (mut newest, mut whole) = (BTreeMap::new(), BTreeMap::new());
+        for backup in &listed {
+            let left = backup["disks"].as_array().into_iter().flatten().filter(|disk| disk["checkpointed"] == true);
+            for (disk, kind) in left.filter_map(|disk| disk["name"].as_str().zip(disk["kind"].as_str())) {
+                newest.insert(disk, &backup["checkpoint"]);
+                if ["full", "resync"].contains(&kind) {
+                    whole.insert(disk, &backup["checkpoint"]);
+                }
+            }
+        }
+        let needed: BTreeSet<&str> = newest.into_values().chain(whole.into_values()).filter_map(Value::as_str).collect();
+        needed.into_iter().map(str::to_owned).collect()
     }
 
     /// Starts it and lets it run; its output goes to files in the home folder.

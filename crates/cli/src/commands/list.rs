@@ -2,7 +2,7 @@
 
 use clap::Args;
 use keepmark_model::Failure;
-use keepmark_model::manifest::StoredBackup;
+use keepmark_model::manifest::{ManifestDisk, StoredBackup};
 use keepmark_model::seam::Monitor;
 use serde_json::{Value, json};
 
@@ -57,7 +57,11 @@ fn as_json(backup: &StoredBackup) -> Value {
     json!({"id": backup.id, "vm": manifest.vm.name, "uuid": manifest.vm.uuid, "time": manifest.time, "kind": manifest.kind,
         "wanted": manifest.role(), "reason": manifest.reason, "checkpoint": manifest.checkpoint, "consistency": manifest.consistency,
         "size": manifest.size(), "stored_bytes": manifest.stored_bytes(), "pinned": backup.pinned, "tags": manifest.tags,
-        "builds_on": backup.builds_on, "disks": manifest.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>()})
+        "builds_on": backup.builds_on, "disks": manifest.disks.iter().map(disk_as_json).collect::<Vec<_>>()})
+}
+
+fn disk_as_json(disk: &ManifestDisk) -> Value {
+    json!({"name": disk.name, "kind": disk.kind, "checkpointed": disk.checkpointed})
 }
 
 /// `web01 in /backup/vms: F I I I I D I`.
