@@ -98,6 +98,7 @@ class Bench:
         if tool.name.startswith("nbdcopy"):
             return True
         try:
+            tool.has_base &= not tool.has_chains
             tool.ensure_base()
             return True
         except Failed as error:

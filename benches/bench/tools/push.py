@@ -17,6 +17,7 @@ class KeepmarkPush(Keepmark):
     name = "keepmark-push"
     restore = None
     resync = None
+    has_chains = True
 
     def label(self):
         return f"{super().label()} push"
@@ -29,6 +30,7 @@ class ByHand(Tool):
     """The same job and nothing else."""
 
     name = "blockdev-backup"
+    has_chains = True
 
     def __init__(self, bench):
         super().__init__(bench)

@@ -13,6 +13,8 @@ class Tool:
     revert = None
     resync = None
     has_base = False
+    # Whether its images build on each other: then each case begins anew, since a scheme lets no chain grow as long as all cases together do.
+    has_chains = False
 
     def __init__(self, bench):
         self.bench = bench

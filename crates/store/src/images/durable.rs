@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -49,6 +49,18 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
         if content.len() as u64 > bytes_max { Err(ErrorKind::FileTooLarge.into()) } else { Ok(content) }
     };
     read().map_err(|error: std::io::Error| Error::io("read", path, error))
+}
+
+/// Fills a buffer from an offset, or what there is; bytes read.
+pub fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read_at(&mut buffer[length..], offset.saturating_add(length as u64))? {
+            0 => break,
+            count => length += count,
+        }
+    }
+    Ok(length)
 }
 
 /// Removes a file, which may be gone already.

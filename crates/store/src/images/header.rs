@@ -1,10 +1,10 @@
 //! What a qcow2 image says of itself in its header: its size and what lies below it. Bounded, since anybody may have changed it.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::images::durable;
 
 /// QEMU writes the backing name right after the extensions: within 2 KiB.
 const HEAD_BYTES_MAX: usize = 4 << 10;
@@ -38,13 +38,7 @@ impl Header {
 fn read_head(image: &Path) -> std::io::Result<Vec<u8>> {
     let file = File::open(image)?;
     let mut head = vec![0; HEAD_BYTES_MAX];
-    let mut length = 0;
-    while length < head.len() {
-        match file.read_at(&mut head[length..], length as u64)? {
-            0 => break,
-            count => length += count,
-        }
-    }
+    let length = durable::read_up_to(&file, &mut head, 0)?;
     head.truncate(length);
     Ok(head)
 }

@@ -41,7 +41,17 @@ impl Medium {
 
     /// A connection of its own for each thread.
     pub fn client(&self) -> Result<Reader> {
-        let contexts = vec![ALLOCATION.to_owned(), DEPTH.to_owned()];
+        self.connect(&[ALLOCATION])
+    }
+
+    /// One that can also tell [in which image](Reader::in_top) content lies. QEMU answers everything that was agreed on each time it is
+    /// asked for anything, and walks through the whole chain for it.
+    pub fn client_with_depth(&self) -> Result<Reader> {
+        self.connect(&[ALLOCATION, DEPTH])
+    }
+
+    fn connect(&self, contexts: &[&str]) -> Result<Reader> {
+        let contexts = contexts.iter().map(|context| (*context).to_owned()).collect();
         // How long the store's file system may take is not ours to say.
         let options = Options { contexts, timeout: None, ..Options::new(self.image.export()) };
         let client = Client::connect(&Address::Unix(self.image.socket().to_owned()), &options);

@@ -60,7 +60,7 @@ impl Merger<'_> {
         let compressed = self.check_all(taken)?;
         self.tools.create(new, Size(size), rest.first().map(|layer| sibling(&layer.backup, disk)).as_deref())?;
         let old = Medium::read(self.tools, chain)?;
-        let content = content(&mut old.client()?, taken, rest, size)?;
+        let content = content(&mut old.client_with_depth()?, taken, rest, size)?;
         let access = if compressed && size.is_multiple_of(CLUSTER_BYTES) { Access::WriteCompressed } else { Access::Write };
         let target = Medium::open(self.tools, vec![new.to_owned()], access)?;
         self.copy(&old, &target, &content, disk, !rest.is_empty())?;
@@ -100,7 +100,7 @@ impl Merger<'_> {
             return Err(differs("it is not whole"));
         }
         let medium = Medium::open(self.tools, vec![new.to_owned()], Access::Read)?;
-        let (mut source, mut reader) = (old.client()?, medium.client()?);
+        let (mut source, mut reader) = (old.client()?, medium.client_with_depth()?);
         let whole = Extent::new(0, reader.client.info().size);
         let expected = if on_another { &content.all } else { &content.data };
         if !expected.difference(&reader.in_top(whole, 1)?).is_empty()
