@@ -1,7 +1,8 @@
-//! A backup whose moment consists of the images that the hypervisor writes: nothing of it can be read, so it is audited afterwards.
+//! A backup whose moment consists of the images that the hypervisor writes: nothing of it can be read, so a moment before it is audited.
 //!
-//! What is still clean at a later moment, by the bitmap of the base, was clean at this one: it must be as in the base. So a second, readable
-//! moment is audited as ever, before the backup is published. What it contradicts is thrown away, and everything is read instead.
+//! A bitmap only grows: what it calls clean at the moment that counts, it called clean just before. So a readable moment without a
+//! checkpoint is audited as ever, and when nothing contradicts the bitmaps the push begins. An audit afterwards would not do: what the
+//! guest overwrites meanwhile is dirty then, whatever the bitmap said of it when it was not pushed.
 
 use keepmark_model::facts::BitmapFacts;
 use keepmark_model::plan::DiskPlan;
@@ -14,9 +15,9 @@ use crate::capture::{Captured, Scope, whole};
 use crate::error::Error;
 use crate::push;
 
-/// The images may lack something of a disk: the backup is pulled after all, and all of this disk is read.
+/// The images would lack something of a disk: the backup is pulled after all, and all of this disk is read.
 #[derive(Debug, thiserror::Error)]
-#[error("disk {}: what the hypervisor wrote is thrown away, and everything is read", .plan.name)]
+#[error("disk {}: it is not pushed, and everything is read", .plan.name)]
 pub struct Contradicted {
     plan: DiskPlan,
 }
@@ -38,33 +39,21 @@ impl Run<'_> {
         checkpoint: Option<&CheckpointName>,
         writer: &mut dyn BackupWriter,
     ) -> Result<Taken> {
+        let scopes = self.audited_before(vm)?;
         let disks = &self.outlook.plan.disks;
         let target = |disk: &DiskPlan| writer.push_target(&disk.name, disk.size, disk.since.as_ref().map(|base| &base.backup));
         let targets = disks.iter().map(target).collect::<Result<Vec<PushTarget>>>()?;
         let (moment, moved, left) = self.written(vm, checkpoint, &targets)?;
-        let scopes = self.audited_afterwards(vm)?;
         let captured = disks.iter().zip(&targets).zip(scopes).zip(moved).map(|(((disk, target), scope), moved)| {
             let moved = if moved == 0 { self.due(disk) } else { moved };
             let captured = push::taken_over(target, &scope, moved, writer)?;
-            // The audit's moment has more that changed.
+            // At the audit's moment less had changed.
             Ok(Captured { dirty_bytes: moved, ..captured })
         });
         Ok(Taken { moment, captured: captured.collect::<Result<Vec<_>>>()?, left })
     }
 
-    fn written(
-        &self,
-        vm: &mut dyn Hypervisor,
-        checkpoint: Option<&CheckpointName>,
-        targets: &[PushTarget],
-    ) -> Result<(Moment, Vec<u64>, Option<Failure>)> {
-        let request = self.point_request(checkpoint, Push::AtOnce(targets.to_vec()));
-        let mut point = vm.begin(&request).map_err(not_begun)?;
-        let moved = push::write(point.as_mut(), targets, self.monitor)?;
-        Ok((point.moment().clone(), moved, point.release().err()))
-    }
-
-    fn audited_afterwards(&self, vm: &mut dyn Hypervisor) -> Result<Vec<Scope>> {
+    fn audited_before(&self, vm: &mut dyn Hypervisor) -> Result<Vec<Scope>> {
         let disks = &self.outlook.plan.disks;
         let without_base = |disk: &DiskPlan| whole(disk, &disk.reason, None);
         let mut request = self.point_request(None, Push::No);
@@ -92,6 +81,18 @@ impl Run<'_> {
         }
         point.release()?;
         Ok(scopes)
+    }
+
+    fn written(
+        &self,
+        vm: &mut dyn Hypervisor,
+        checkpoint: Option<&CheckpointName>,
+        targets: &[PushTarget],
+    ) -> Result<(Moment, Vec<u64>, Option<Failure>)> {
+        let request = self.point_request(checkpoint, Push::AtOnce(targets.to_vec()));
+        let mut point = vm.begin(&request).map_err(not_begun)?;
+        let moved = push::write(point.as_mut(), targets, self.monitor)?;
+        Ok((point.moment().clone(), moved, point.release().err()))
     }
 
     /// What was due when the VM was looked at, for a job that was over before anybody asked.
