@@ -126,6 +126,8 @@ impl Live {
         };
         let (qmp, undo) = (&mut writing.live.qmp, &mut writing.undo);
         transact(qmp, target::actions(&targets, None, &names), &targets, None, &names, undo)?;
+        // Before the server, which bears no name: only what is there beside it says that it is ours.
+        add_stand_ins(qmp, &targets, &names, undo)?;
         export::start_server(qmp, &socket, undo)?;
         replace_marks(qmp, &marks(&survey), &writing.marks)?;
         set_aside(qmp, &targets, &names, undo)?;
@@ -155,13 +157,20 @@ fn replace_marks(qmp: &mut Qmp, old: &[(String, Mark)], new: &[(String, Mark)]) 
     if actions.is_empty() { Ok(()) } else { qmp.run("transaction", json!({ "actions": actions })) }
 }
 
+fn add_stand_ins(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
+    for target in targets {
+        let stand_in = names.node(STAND_IN, target.number);
+        qmp.run("blockdev-add", json!({ "driver": "null-co", "node-name": stand_in, "size": target.size, "read-zeroes": true }))?;
+        undo.push(Step::DeleteNode(stand_in));
+    }
+    Ok(())
+}
+
 fn set_aside(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
     for target in targets {
         let (holder, stand_in) = (names.node(HOLDER, target.number), names.node(STAND_IN, target.number));
         qmp.run("block-export-add", json!({ "type": "nbd", "id": holder, "node-name": target.root, "name": holder, "writable": false }))?;
         undo.push(Step::DeleteExport(holder));
-        qmp.run("blockdev-add", json!({ "driver": "null-co", "node-name": stand_in, "size": target.size, "read-zeroes": true }))?;
-        undo.push(Step::DeleteNode(stand_in.clone()));
         attach(qmp, &target.qom_path, &stand_in)?;
         undo.push(Step::Attach { qom_path: target.qom_path.clone(), node: target.root.clone() });
     }
