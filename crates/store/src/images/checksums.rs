@@ -109,8 +109,12 @@ impl Blocks {
             if block >= self.count {
                 return Ok(hashes);
             }
-            hashes.push((block, self.hash_block(block, &mut piece, &teller)?));
+            hashes.push((block, self.hash_block(block, &mut piece, &teller).inspect_err(|_| self.stop())?));
         }
+    }
+
+    fn stop(&self) {
+        self.next.store(self.count, Ordering::Relaxed);
     }
 
     fn hash_block(&self, block: u64, piece: &mut [u8], teller: &Sender<u64>) -> io::Result<u128> {
@@ -118,9 +122,12 @@ impl Blocks {
         for offset in (start..start.saturating_add(BLOCK_BYTES)).step_by(PIECE_BYTES) {
             let length = durable::read_up_to(&self.file, piece, offset)?;
             context.update(&piece[..length]);
-            if teller.send(length as u64).is_err() || length < piece.len() {
-                break;
+            if teller.send(length as u64).is_err() {
+                self.stop();
+            } else if length == piece.len() {
+                continue;
             }
+            break;
         }
         Ok(context.digest128())
     }

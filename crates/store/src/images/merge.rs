@@ -50,8 +50,9 @@ impl Merger<'_> {
         }
         let image = chain.first().map(|layer| layer.path.clone()).unwrap_or_default();
         let new = Unfinished(image.with_file_name(place::temporary_name()));
+        let checksums = Checksums::read(image.parent().unwrap_or(Path::new(".")))?;
         self.build(&chain, below, disk, &new.0)?;
-        exchange(&image, &new.0)
+        exchange(&image, &new.0, checksums)
     }
 
     fn build(&self, chain: &[Layer], below: usize, disk: &DiskName, new: &Path) -> Result<()> {
@@ -148,10 +149,9 @@ fn content(reader: &mut Reader, taken: &[Layer], rest: &[Layer], size: u64) -> R
 }
 
 /// Puts the new image in the old one's place. Until the hash of the old one is forgotten both fit.
-fn exchange(image: &Path, new: &Path) -> Result<()> {
+fn exchange(image: &Path, new: &Path, mut checksums: Checksums) -> Result<()> {
     let (folder, name) = (image.parent().unwrap_or(Path::new(".")), image.file_name().and_then(|name| name.to_str()).unwrap_or_default());
     let hash = hash(new, &mut |_| Ok(()))?;
-    let mut checksums = Checksums::read(folder)?;
     checksums.expect(name, &hash);
     durable::write(&folder.join(place::CHECKSUMS), &checksums.encode()?)?;
     durable::rename(new, image)?;
