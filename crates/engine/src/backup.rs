@@ -137,9 +137,11 @@ impl Run<'_> {
 
     /// One try: published, or nothing is left of it.
     fn attempt(&self, vm: &mut dyn Hypervisor, way: &Way) -> Result<(BackupId, Manifest)> {
+        // It may take long, and the moment is afterwards.
+        let audited = if *way == Way::Push(Pushing::AsTheMoment) { self.audited_before(vm)? } else { Vec::new() };
         let name = || CheckpointName::make((self.world.now)(), &self.store.id(), (self.world.random)());
         let checkpoint = self.outlook.plan.checkpoint.then(name);
-        let result = self.capture_and_publish(vm, checkpoint.as_ref(), way);
+        let result = self.capture_and_publish(vm, checkpoint.as_ref(), way, &audited);
         match (&result, &checkpoint) {
             (Ok((id, manifest)), _) => self.remove_obsolete(vm, id, manifest),
             (Err(_), Some(name)) => self.remove_unpublished(vm, name),
@@ -148,13 +150,19 @@ impl Run<'_> {
         result
     }
 
-    fn capture_and_publish(&self, vm: &mut dyn Hypervisor, checkpoint: Option<&CheckpointName>, way: &Way) -> Result<(BackupId, Manifest)> {
+    fn capture_and_publish(
+        &self,
+        vm: &mut dyn Hypervisor,
+        checkpoint: Option<&CheckpointName>,
+        way: &Way,
+        audited: &[Scope],
+    ) -> Result<(BackupId, Manifest)> {
         let id: VmId = self.outlook.facts.identity.id();
         let definition = vm.definition()?;
         let time = self.time_of_backup();
         let mut writer = self.store.begin(&id, time)?;
         let Taken { moment, captured, left } = match way {
-            Way::Push(Pushing::AsTheMoment) => self.push_at_once(vm, checkpoint, writer.as_mut()),
+            Way::Push(Pushing::AsTheMoment) => self.push_at_once(vm, checkpoint, audited, writer.as_mut()),
             Way::Push(Pushing::OfTheMoment) => self.take(vm, checkpoint, Push::Later, writer.as_mut()),
             Way::Pull(_) => self.take(vm, checkpoint, Push::No, writer.as_mut()),
         }?;

@@ -12,6 +12,8 @@ pub struct PushPlace {
     pub folder: PathBuf,
     /// Whether another machine or a program answers for its file system: it may do so late, or never.
     pub is_remote: bool,
+    /// Whether new images there are to be compressed.
+    pub compress: bool,
 }
 
 /// How a hypervisor writes images by itself.

@@ -39,10 +39,11 @@ fn held<T>(stage: &Stage, domain: &Domain<'_>, monitor: &mut Qmp, arguments: &[&
         let mut running = stage.keepmark.spawn(&[&["backup", "vm", "--json", "--mode", "push"], arguments].concat());
         let mut is_held = false;
         soon("a push, or its end", || {
-            // What an audit's job reads is served over NBD; that it is not yet served may mislead, what libvirt says does not.
+            // What an audit's job reads is served over NBD, but not yet when it begins: then libvirt tells, and once more is slowed what is there.
             is_held = monitor.execute("query-block-exports", json!({})).as_array().unwrap().is_empty()
                 && slowed(monitor)
-                && domain.try_virsh("backup-dumpxml", &[]).is_ok_and(|xml| xml.contains("mode='push'"));
+                && domain.try_virsh("backup-dumpxml", &[]).is_ok_and(|xml| xml.contains("mode='push'"))
+                && slowed(monitor);
             is_held || running.process.ended().is_some()
         });
         if is_held {

@@ -1,6 +1,6 @@
 //! A backup whose moment consists of the images that the hypervisor writes: nothing of it can be read, so a moment before it is audited.
 //!
-//! A bitmap only grows: what it calls clean at the moment that counts, it called clean just before. So a readable moment without a
+//! A bitmap only grows, unless somebody cuts the disk: what it calls clean at the moment that counts, it called clean just before. So a readable moment without a
 //! checkpoint is audited as ever, and when nothing contradicts the bitmaps the push begins. An audit afterwards would not do: what the
 //! guest overwrites meanwhile is dirty then, whatever the bitmap said of it when it was not pushed.
 
@@ -37,23 +37,23 @@ impl Run<'_> {
         &self,
         vm: &mut dyn Hypervisor,
         checkpoint: Option<&CheckpointName>,
+        audited: &[Scope],
         writer: &mut dyn BackupWriter,
     ) -> Result<Taken> {
-        let scopes = self.audited_before(vm)?;
         let disks = &self.outlook.plan.disks;
         let target = |disk: &DiskPlan| writer.push_target(&disk.name, disk.size, disk.since.as_ref().map(|base| &base.backup));
         let targets = disks.iter().map(target).collect::<Result<Vec<PushTarget>>>()?;
         let (moment, moved, left) = self.written(vm, checkpoint, &targets)?;
-        let captured = disks.iter().zip(&targets).zip(scopes).zip(moved).map(|(((disk, target), scope), moved)| {
+        let captured = disks.iter().zip(&targets).zip(audited).zip(moved).map(|(((disk, target), scope), moved)| {
             let moved = if moved == 0 { self.due(disk) } else { moved };
-            let captured = push::taken_over(target, &scope, moved, writer)?;
+            let captured = push::taken_over(target, scope, moved, writer)?;
             // At the audit's moment less had changed.
             Ok(Captured { dirty_bytes: moved, ..captured })
         });
         Ok(Taken { moment, captured: captured.collect::<Result<Vec<_>>>()?, left })
     }
 
-    fn audited_before(&self, vm: &mut dyn Hypervisor) -> Result<Vec<Scope>> {
+    pub(super) fn audited_before(&self, vm: &mut dyn Hypervisor) -> Result<Vec<Scope>> {
         let disks = &self.outlook.plan.disks;
         let without_base = |disk: &DiskPlan| whole(disk, &disk.reason, None);
         let mut request = self.point_request(None, Push::No);

@@ -38,6 +38,9 @@ impl Running {
         if let Some(closed) = closed(&place.folder, owner) {
             return refuse(format!("QEMU runs as user {}, who cannot get through {}", owner.0, closed.display()));
         }
+        if place.compress {
+            return refuse("libvirt's backups are not compressed".into());
+        }
         if place.is_remote {
             return refuse("the store is on another machine, or behind a program, for which the guest would have to wait".into());
         }
@@ -61,9 +64,6 @@ impl Running {
             return Err(self.busy());
         }
         let look = look(&mut self.link)?;
-        if targets.iter().any(|target| target.compress) {
-            return Err(CannotPush::new("libvirt's backups are not compressed").into());
-        }
         if let Some(disk) = look.uneven(request).first() {
             return Err(CannotPush::new(format!("the images of disk {disk} have unlike sizes, so QEMU cannot unite their bitmaps")).into());
         }

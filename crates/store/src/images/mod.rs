@@ -168,7 +168,7 @@ impl Store for ImageStore {
     fn push_place(&self, vm: &VmId) -> Option<PushPlace> {
         // A hypervisor opens images by their names; the store may have been named from somewhere else than where it works.
         let root = std::path::absolute(&self.root).ok()?;
-        Some(PushPlace { folder: root.join(vm.as_str()), is_remote: folders::is_remote(&root) })
+        Some(PushPlace { folder: root.join(vm.as_str()), is_remote: folders::is_remote(&root), compress: self.options.compress })
     }
 
     fn backups(&self, vm: Option<&VmId>) -> seam::Result<(Vec<StoredBackup>, Vec<String>)> {
