@@ -53,7 +53,7 @@ fn back_up(screen: &Screen, keepmark: &Keepmark, domain: &Domain<'_>) -> String 
 }
 
 fn check_checkpoints(domain: &Domain<'_>, keepmark: &Keepmark, answer: &Value) {
-    let (name, needed) = (text(answer, "checkpoint"), keepmark.needed_checkpoints(None));
+    let (name, needed) = (text(answer, "checkpoint"), keepmark.needed_checkpoints(Some(DOMAIN)));
     let mut bitmaps: Vec<String> = domain.bitmaps().into_iter().map(|(_, bitmap)| bitmap).collect();
     bitmaps.sort();
     if domain.checkpoints() != needed || bitmaps != needed || needed.last().map(String::as_str) != Some(name) {
