@@ -1,8 +1,8 @@
 //! A backup whose moment consists of the images that the hypervisor writes: nothing of it can be read, so a moment before it is audited.
 //!
-//! A bitmap only grows, unless somebody cuts the disk: what it calls clean at the moment that counts, it called clean just before. So a readable moment without a
-//! checkpoint is audited as ever, and when nothing contradicts the bitmaps the push begins. An audit afterwards would not do: what the
-//! guest overwrites meanwhile is dirty then, whatever the bitmap said of it when it was not pushed.
+//! A bitmap only grows, unless somebody cuts the disk: what it calls clean at the moment that counts, it called clean just before. So a
+//! readable moment without a checkpoint is audited as ever, and when nothing contradicts the bitmaps the push begins. An audit afterwards
+//! would not do: what the guest overwrites meanwhile is dirty then, whatever the bitmap said of it when it was not pushed.
 
 use keepmark_model::facts::BitmapFacts;
 use keepmark_model::plan::DiskPlan;

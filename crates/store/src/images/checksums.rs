@@ -80,7 +80,7 @@ pub fn hash(path: &Path, read: &mut dyn FnMut(u64) -> Result<()>) -> Result<Stri
         let work = |teller: Sender<u64>| scope.spawn(|| blocks.hash(teller));
         let workers: Vec<_> = (0..threads(blocks.count)).map(|_| work(teller.clone())).collect();
         drop(teller);
-        // Who refuses to hear more makes the workers stop.
+        // Who refuses to hear more ends it as an error of reading does.
         told.into_iter().try_for_each(read)?;
         let hashes = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(failed));
         hashes.collect::<Result<Vec<_>>>()
@@ -109,11 +109,12 @@ impl Blocks {
             if block >= self.count {
                 return Ok(hashes);
             }
-            hashes.push((block, self.hash_block(block, &mut piece, &teller).inspect_err(|_| self.stop())?));
+            hashes.push((block, self.hash_block(block, &mut piece, &teller).inspect_err(|_| self.end())?));
         }
     }
 
-    fn stop(&self) {
+    // For the other threads too.
+    fn end(&self) {
         self.next.store(self.count, Ordering::Relaxed);
     }
 
@@ -122,12 +123,10 @@ impl Blocks {
         for offset in (start..start.saturating_add(BLOCK_BYTES)).step_by(PIECE_BYTES) {
             let length = durable::read_up_to(&self.file, piece, offset)?;
             context.update(&piece[..length]);
-            if teller.send(length as u64).is_err() {
-                self.stop();
-            } else if length == piece.len() {
-                continue;
+            teller.send(length as u64).map_err(io::Error::other)?;
+            if length < piece.len() {
+                break;
             }
-            break;
         }
         Ok(context.digest128())
     }

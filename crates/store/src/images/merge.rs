@@ -50,7 +50,8 @@ impl Merger<'_> {
         }
         let image = chain.first().map(|layer| layer.path.clone()).unwrap_or_default();
         let new = Unfinished(image.with_file_name(place::temporary_name()));
-        let checksums = Checksums::read(image.parent().unwrap_or(Path::new(".")))?;
+        // Before the work: those of another version stand in its way.
+        let checksums = Checksums::read(&self.shelf.folder_of(id))?;
         self.build(&chain, below, disk, &new.0)?;
         exchange(&image, &new.0, checksums)
     }
