@@ -9,7 +9,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # Tests find the guest's kernel and the built program through these.
 export KEEPMARK_TEST_TOOLS ?= $(CURDIR)/.tools
-# Tests wait for guests, locks and deadlines more than they compute: on two processors four at once take little more than half the time.
+# Tests spend much of their time waiting for guests, locks and deadlines, so there are four at once on two processors too.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? n : 4)))
 
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.

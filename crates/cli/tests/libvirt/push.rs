@@ -39,7 +39,8 @@ fn held<T>(stage: &Stage, domain: &Domain<'_>, monitor: &mut Qmp, arguments: &[&
         let mut running = stage.keepmark.spawn(&[&["backup", "vm", "--json", "--mode", "push"], arguments].concat());
         let mut is_held = false;
         soon("a push, or its end", || {
-            // What an audit's job reads is served over NBD, but not yet when it begins: then libvirt tells, and once more is slowed what is there.
+            // What an audit's job reads is served over NBD, but not yet when it begins. Then libvirt tells; and since the push may
+            // have come in between, what is there is slowed once more.
             is_held = monitor.execute("query-block-exports", json!({})).as_array().unwrap().is_empty()
                 && slowed(monitor)
                 && domain.try_virsh("backup-dumpxml", &[]).is_ok_and(|xml| xml.contains("mode='push'"))
@@ -189,7 +190,7 @@ fn a_bitmap_that_libvirt_left_is_no_harm() {
     judge(&stage, &domain, "incremental", false, &[]);
 }
 
-/// Cut and grown again, the disk has zeros that its bitmap calls clean: the moment cannot be read, but the next one can.
+/// Cut and grown again, the disk has zeros that its bitmap calls clean: the moment cannot be read, but one just before can.
 #[test]
 fn a_disk_that_was_cut_and_grown_again_is_found_out_before_it_is_pushed() {
     let stage = Stage::with_images();
