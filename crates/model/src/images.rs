@@ -68,4 +68,6 @@ pub struct ImageCheck {
     pub leaks: u64,
     /// Whether it has compressed clusters.
     pub compressed: bool,
+    /// Where the last cluster ends that its tables know, bytes.
+    pub end: u64,
 }

@@ -159,6 +159,8 @@ struct Checked {
     check_errors: u64,
     #[serde(default)]
     compressed_clusters: u64,
+    #[serde(default)]
+    image_end_offset: u64,
 }
 
 impl ImageTools for QemuImages {
@@ -187,9 +189,14 @@ fn check(image: &Path) -> Result<ImageCheck> {
     let output = Command::new("qemu-img").args(["check", "--output=json", &whole]).stdin(Stdio::null()).output();
     // It ends with a status of its own when something is wrong, and tells what.
     if let Ok(output) = &output
-        && let Ok(Checked { corruptions, leaks, check_errors, compressed_clusters }) = serde_json::from_slice(&output.stdout)
+        && let Ok(found) = serde_json::from_slice::<Checked>(&output.stdout)
     {
-        return Ok(ImageCheck { corruptions: corruptions.saturating_add(check_errors), leaks, compressed: compressed_clusters > 0 });
+        return Ok(ImageCheck {
+            corruptions: found.corruptions.saturating_add(found.check_errors),
+            leaks: found.leaks,
+            compressed: found.compressed_clusters > 0,
+            end: found.image_end_offset,
+        });
     }
     program::check("qemu-img check", output)?;
     Err(Error::Image { image: image.to_owned(), problem: "qemu-img check says nothing of it".into() })

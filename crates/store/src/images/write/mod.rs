@@ -3,13 +3,14 @@
 mod crew;
 mod disk;
 mod push;
+mod write_back;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use keepmark_model::manifest::Manifest;
 use keepmark_model::pushing::PushTarget;
@@ -22,6 +23,7 @@ use crate::images::checksums::{Checksums, hash};
 use crate::images::lock::VmLock;
 use crate::images::shelf::Shelf;
 use crate::images::write::disk::DiskWriter;
+use crate::images::write::write_back::WriteBack;
 use crate::images::{ImageOptions, durable, place};
 
 pub use disk::image_size;
@@ -30,6 +32,10 @@ pub use disk::image_size;
 pub struct BackupWriter<'a> {
     options: &'a ImageOptions,
     shelf: Shelf,
+    /// Of what the hypervisor is writing.
+    pushes: BTreeMap<DiskName, WriteBack>,
+    /// What it has written.
+    pushed: BTreeSet<DiskName>,
     place: Unpublished,
     /// Ends after everything else: as long as it is held, nobody exchanges or removes what this backup builds on.
     _lock: VmLock,
@@ -38,7 +44,14 @@ pub struct BackupWriter<'a> {
 impl<'a> BackupWriter<'a> {
     /// Begins one in a VM's folder.
     pub fn begin(options: &'a ImageOptions, folder: &Path, lock: VmLock) -> Result<Self> {
-        Ok(Self { options, shelf: Shelf::new(folder), place: Unpublished::make(folder)?, _lock: lock })
+        Ok(Self {
+            options,
+            shelf: Shelf::new(folder),
+            place: Unpublished::make(folder)?,
+            pushes: BTreeMap::new(),
+            pushed: BTreeSet::new(),
+            _lock: lock,
+        })
     }
 
     fn publish_all(mut self, manifest: &Manifest, files: &[SavedFile]) -> Result<BackupId> {
@@ -46,7 +59,7 @@ impl<'a> BackupWriter<'a> {
         let mut hashes = BTreeMap::new();
         for disk in &manifest.disks {
             let image = place::image_name(&disk.name);
-            hashes.insert(image.clone(), self.complete(&folder.join(&image))?);
+            hashes.insert(image.clone(), self.complete(&folder.join(&image), self.pushed.contains(&disk.name))?);
         }
         durable::write_new(&folder.join(place::CHECKSUMS), &Checksums::of(hashes).encode()?)?;
         for file in files {
@@ -61,32 +74,49 @@ impl<'a> BackupWriter<'a> {
         self.place.publish(&self.shelf)
     }
 
-    /// Checks an image that is closed, and hashes it meanwhile; makes it durable and gives its hash.
-    fn complete(&self, image: &Path) -> Result<String> {
-        let (check, hash) = thread::scope(|threads| {
+    /// Checks an image that is closed, and hashes it and makes it durable meanwhile; gives its hash.
+    fn complete(&self, image: &Path, is_pushed: bool) -> Result<String> {
+        let (check, hash, synced) = thread::scope(|threads| {
             let hash = threads.spawn(|| hash(image, &mut |_| Ok(())));
-            (self.options.tools.check(image), hash.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            let sync = threads.spawn(|| durable::sync(image));
+            (self.options.tools.check(image), joined(hash), joined(sync))
         });
-        let check = check?;
-        if check.corruptions > 0 || check.leaks > 0 {
+        let (check, hash) = (check?, hash?);
+        synced?;
+        let length = fs::metadata(image).map_err(|error| Error::io("look at", image, error))?.len();
+        // Who writes each cluster once leaves none behind the last that the tables know.
+        let is_cut = is_pushed && length > check.end;
+        if check.corruptions > 0 || check.leaks > 0 || is_cut {
             return Err(Error::damaged("image", image.display(), "it is not whole, just written"));
         }
-        durable::sync(image)?;
-        hash
+        Ok(hash)
     }
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 impl seam::BackupWriter for BackupWriter<'_> {
     fn disk(&mut self, content: &DiskContent) -> seam::Result<Box<dyn seam::DiskWriter + '_>> {
+        // What was pushed in vain is written anew.
+        if let Some(write_back) = self.pushes.remove(&content.name) {
+            write_back.finish()?;
+        }
         Ok(Box::new(DiskWriter::begin(self.options, &self.shelf, &self.place.path, content)?))
     }
 
     fn push_target(&mut self, disk: &DiskName, size: Size, base: Option<&BackupId>) -> seam::Result<PushTarget> {
-        Ok(push::target(self.options, &self.shelf, &self.place.path, disk, size, base)?)
+        let (target, write_back) = push::target(self.options, &self.shelf, &self.place.path, disk, size, base)?;
+        self.pushes.insert(disk.clone(), write_back);
+        Ok(target)
     }
 
     fn pushed(&mut self, target: &PushTarget) -> seam::Result<DiskStored> {
-        Ok(push::take_over(target)?)
+        let wrong = || Error::Content { disk: target.disk.to_string(), problem: "it is taken over and was not pushed".into() };
+        let write_back = self.pushes.remove(&target.disk).ok_or_else(wrong)?;
+        self.pushed.insert(target.disk.clone());
+        Ok(push::take_over(target, write_back)?)
     }
 
     fn publish(self: Box<Self>, manifest: &Manifest, files: &[SavedFile]) -> seam::Result<BackupId> {

@@ -12,9 +12,10 @@ use keepmark_model::{BackupId, DiskName, Size};
 use crate::error::{Error, Result};
 use crate::images::shelf::{Shelf, sibling};
 use crate::images::write::disk::{image_size, listed_chain, stored_bytes};
-use crate::images::{ImageOptions, durable, place};
+use crate::images::write::write_back::WriteBack;
+use crate::images::{ImageOptions, place};
 
-/// Prepares the place of a disk's image; `folder` is where the new backup grows.
+/// Prepares the place of a disk's image, which the disk writes from now on as it grows; `folder` is where the new backup grows.
 pub fn target(
     options: &ImageOptions,
     shelf: &Shelf,
@@ -22,23 +23,25 @@ pub fn target(
     disk: &DiskName,
     size: Size,
     base: Option<&BackupId>,
-) -> Result<PushTarget> {
+) -> Result<(PushTarget, WriteBack)> {
     let backing = base.map(|id| listed_chain(shelf, id, disk).map(|_| sibling(id, disk))).transpose()?;
     // QEMU opens it by its name; the store may have been named from somewhere else than where QEMU works.
     let folder = std::path::absolute(folder).map_err(|error| Error::io("find", folder, error))?;
     let image = folder.join(place::image_name(disk));
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&image).map_err(|error| Error::io("create", &image, error))?;
-    Ok(PushTarget {
+    let write_back = WriteBack::start(image.clone());
+    let target = PushTarget {
         disk: disk.clone(),
         image,
         size: image_size(size),
         backing,
         compress: options.compress && size.0.is_multiple_of(CLUSTER_BYTES),
-    })
+    };
+    Ok((target, write_back))
 }
 
-/// Makes an image durable that the hypervisor has closed.
-pub fn take_over(target: &PushTarget) -> Result<DiskStored> {
-    durable::sync(&target.image)?;
+/// Takes over an image that the hypervisor has closed.
+pub fn take_over(target: &PushTarget, write_back: WriteBack) -> Result<DiskStored> {
+    write_back.finish()?;
     Ok(DiskStored { stored_bytes: stored_bytes(&target.image)?, ..DiskStored::default() })
 }
