@@ -225,7 +225,7 @@ impl Run<'_> {
         Ok(captured)
     }
 
-    /// What can be pushed is, all at once, and audited meanwhile. The rest is read, and so is what the audit throws away.
+    /// What can be pushed is, and audited meanwhile. The rest is read, and so is what the audit throws away.
     fn push_all(&self, point: &mut dyn FrozenPoint, writer: &mut dyn BackupWriter) -> Result<Vec<Captured>> {
         let disks = &self.outlook.plan.disks;
         let mut frozen = disks.iter().map(|disk| point.disk(&disk.name)).collect::<Result<Vec<_>>>()?;

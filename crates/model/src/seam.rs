@@ -191,7 +191,7 @@ pub trait FrozenPoint {
     /// When the disk is not of this point, its server does not answer, or the moment consists of images that are being written.
     fn disk(&mut self, name: &DiskName) -> Result<Box<dyn FrozenDisk>>;
 
-    /// Has the hypervisor itself write disks of this moment into images, all at once: what changed since the checkpoint that was asked
+    /// Has the hypervisor itself write disks of this moment into images: what changed since the checkpoint that was asked
     /// for, or everything where none was. Where the moment consists of its images ([`Push::AtOnce`]), these are the targets, and their end
     /// is waited for. `_progress` is told of bytes done and due; it may end it. When this returns the images are closed.
     ///

@@ -218,8 +218,8 @@ pub enum Error {
         folder: PathBuf,
     },
     /// What keepmark has in QEMU cannot be removed without stopping the guest.
-    #[error("the scratch folder {} does not answer, so what keepmark has in QEMU stays there: the guest would wait while it is removed", folder.display())]
-    ScratchStuck {
+    #[error("the folder {} does not answer, so what keepmark has in QEMU stays there: the guest would wait while it is removed", folder.display())]
+    Stuck {
         /// Which.
         folder: PathBuf,
     },
@@ -318,7 +318,7 @@ impl Error {
             | Self::NotResumed { .. }
             | Self::LeftBehind { .. }
             | Self::ScratchFull { .. }
-            | Self::ScratchStuck { .. }
+            | Self::Stuck { .. }
             | Self::Read { .. }
             | Self::Write { .. }
             | Self::DiskWrite { .. }
@@ -346,9 +346,7 @@ impl Error {
             Self::NotResumed { .. } => "resume it with `cont` in its monitor",
             Self::LeftBehind { .. } => "the next run of keepmark on this VM removes it",
             Self::ScratchFull { .. } => "give the scratch folder (`scratch_dir`) more space, and run the backup again",
-            Self::ScratchStuck { .. } => {
-                "see what its file system waits for; once it answers, the next run of keepmark removes what is left"
-            }
+            Self::Stuck { .. } => "see what its file system waits for; once it answers, the next run of keepmark removes what is left",
             Self::Read { .. } => {
                 "when the scratch folder is full or too slow, the frozen moment is given up in the guest's favour: \
                  give it more space or a faster place, and run the backup again"

@@ -11,7 +11,7 @@ use crate::agent;
 use crate::disks::{self, Survey};
 use crate::error::{Error, Result};
 use crate::point::undo::{attach, delete_export, end_job, wake_from_error};
-use crate::point::{export, scratch};
+use crate::point::{answer, export};
 use crate::qmp::Qmp;
 use crate::temporary::{FROZEN, HALTED, PAUSED, REVERTING, is_ours};
 
@@ -30,8 +30,8 @@ pub(crate) struct Leftovers {
     pub(crate) nodes: Vec<String>,
     /// Bitmaps: (node, name).
     pub(crate) bitmaps: Vec<(String, String)>,
-    /// Folders in which scratch images are, or were before they lost their names.
-    pub(crate) scratch: BTreeSet<PathBuf>,
+    /// Folders in which images of ours are, or were before they lost their names: scratch and what is pushed.
+    pub(crate) folders: BTreeSet<PathBuf>,
 }
 
 impl Leftovers {
@@ -43,12 +43,12 @@ impl Leftovers {
         !self.readers.is_empty() || !self.nodes.is_empty()
     }
 
-    /// Nodes can be removed only while their scratch answers (see [`scratch::must_answer`]).
+    /// Nodes can be removed only while their images' folders answer (see [`answer`]).
     ///
     /// # Errors
     /// When one does not.
-    pub(crate) fn check_scratch(&self) -> Result<()> {
-        self.scratch.iter().try_for_each(|folder| scratch::must_answer(folder))
+    pub(crate) fn check_folders(&self) -> Result<()> {
+        self.folders.iter().try_for_each(|folder| answer::must_answer(folder))
     }
 
     fn has_bitmap(&self, prefix: &str) -> bool {
@@ -72,7 +72,7 @@ pub(crate) fn find(survey: &Survey) -> Leftovers {
         readers: of(&|driver| driver == READER),
         nodes: [of(&|driver| driver == FILTER), of(&is_other)].concat(),
         bitmaps: bitmaps.collect(),
-        scratch: survey.nodes.iter().filter_map(|node| scratch_folder(Path::new(&node.file))).collect(),
+        folders: survey.nodes.iter().filter_map(|node| folder(Path::new(&node.file))).collect(),
     }
 }
 
@@ -81,10 +81,10 @@ fn is_of_revert(name: &str) -> bool {
     name.starts_with(HALTED) || name.starts_with(REVERTING)
 }
 
-// Of an image `FOLDER/km1tmp-RUN-scratch/NAME`.
-fn scratch_folder(image: &Path) -> Option<PathBuf> {
+// Of an image `FOLDER/km1tmp-RUN-scratch/NAME`, or of one that was being pushed, `FOLDER/.km1tmp-NUMBER/NAME`.
+fn folder(image: &Path) -> Option<PathBuf> {
     let run = image.parent().filter(|_| image.is_absolute())?;
-    run.file_name().and_then(OsStr::to_str).filter(|name| is_ours(name))?;
+    run.file_name().and_then(OsStr::to_str).filter(|name| is_ours(name.trim_start_matches('.')))?;
     run.parent().map(Path::to_owned)
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn remove(qmp: &mut Qmp) -> Result<Vec<String>> {
     let mut said = Vec::new();
     let found = find(&disks::look(qmp)?);
     let is_awake = wake(qmp, &found, &mut said)?;
-    found.check_scratch()?;
+    found.check_folders()?;
     let exports = export::list(qmp)?;
     let (ours, foreign): (Vec<_>, Vec<_>) = exports.into_iter().partition(|export| is_ours(&export.id));
     for export in &ours {

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::capabilities::Capabilities;
 use crate::disks::{self, Disk, Survey, naming};
 use crate::error::{Error, Result};
+use crate::point::answer::must_answer;
 use crate::point::moment::Stillness;
 use crate::point::target::{self, Target};
 use crate::point::undo::{Step, Undo};
@@ -145,7 +146,7 @@ impl Live {
     /// As [`Hypervisor::begin`].
     pub fn freeze(&mut self, request: &PointRequest) -> Result<Point<'_>> {
         let mut undo = Undo::default();
-        let mut guards = Guards { scratch: Some(self.options.scratch_dir.clone()), ..Guards::default() };
+        let mut guards = Guards { folders: vec![self.options.scratch_dir.clone()], ..Guards::default() };
         match self.point(request, &mut undo, &mut guards) {
             Ok(Made { fixed, openings, workspace, sources, names }) => {
                 keep_checkpoint(&mut undo, request);
@@ -255,7 +256,7 @@ impl Live {
         fixed?;
         let fixed = stillness.fixed;
         // From now on QEMU may wait for it.
-        scratch::must_answer(scratch_dir)?;
+        must_answer(scratch_dir)?;
         if use_filters {
             nodes = filters::add_access(&mut self.qmp, targets, names, undo)?;
         }
@@ -417,7 +418,7 @@ impl Hypervisor for Live {
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
         let survey = disks::look(&mut self.qmp)?;
-        leftovers::find(&survey).check_scratch()?;
+        leftovers::find(&survey).check_folders()?;
         Ok(bitmaps::remove(&mut self.qmp, &survey.nodes, names)?)
     }
 

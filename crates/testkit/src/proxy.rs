@@ -18,6 +18,8 @@ use crate::OrFail;
 pub enum Verdict {
     /// QEMU gets it.
     Forward,
+    /// QEMU gets this object instead, with the id that it must have.
+    Instead(Value),
     /// QEMU does not get it; the client gets this object (`return` or `error`), to which the id is added.
     Answer(Value),
     /// QEMU does not get it, and both connections end.
@@ -166,6 +168,7 @@ impl Pair {
             let verdict = (lock(&state.hook))(&message);
             let sent = match verdict {
                 Verdict::Forward => send(&self.server, &message),
+                Verdict::Instead(other) => send(&self.server, &other),
                 Verdict::Answer(answer) => send(&lock(to_client), &with_id(answer, &message)),
                 Verdict::HangUp => return,
             };

@@ -24,7 +24,7 @@ pub fn rig() -> Rig {
     rig_in(Lab::new(), 24 * MIB)
 }
 
-/// The same in a lab that is there; its `vda` has this size.
+/// The same in a lab that is there, in a repository unless the lab has a store already; its `vda` has this size.
 pub fn rig_in(lab: Lab, size: u64) -> Rig {
     std::fs::create_dir(lab.path("vm")).unwrap();
     let mut builder = QemuBuilder::new(&lab.path("vm")).guest(&Guest::build()).agent().mount(&["vda", "sdb"]).writer("sdb", 20);
@@ -33,7 +33,7 @@ pub fn rig_in(lab: Lab, size: u64) -> Rig {
         image::mkfs_ext4(&file, Format::Qcow2, size, None);
         builder = builder.disk(Disk::qcow2(name, &file));
     }
-    lab.ok(&["init"]);
+    lab.init_if_bare();
     let mut qemu = builder.start();
     qemu.wait_ready();
     // It starts beside everything else, and serves one connection at a time.

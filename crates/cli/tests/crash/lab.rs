@@ -30,6 +30,14 @@ impl Lab {
         self.ok(&["init", &format!("images:{}", self.path("store").display())]);
     }
 
+    /// Makes a repository, unless there is a store already.
+    pub fn init_if_bare(&self) {
+        let has_store = std::fs::read_dir(self.path("store")).is_ok_and(|mut entries| entries.next().is_some());
+        if !has_store {
+            self.ok(&["init"]);
+        }
+    }
+
     pub fn root(&self) -> &Path {
         self.dir.path()
     }

@@ -67,10 +67,7 @@ impl Rig {
             let attach = if name == "vda" { Attach::VirtioBlockdev } else { Attach::Scsi };
             builder = builder.disk(Disk::qcow2(name, &file).attach(attach));
         }
-        let has_store = std::fs::read_dir(lab.path("store")).is_ok_and(|mut entries| entries.next().is_some());
-        if !has_store {
-            lab.ok(&["init"]);
-        }
+        lab.init_if_bare();
         let qemu = builder.start();
         Self::over(lab, qemu, Some(Writes::default()))
     }

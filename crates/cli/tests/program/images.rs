@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::{run, wait_for};
-use keepmark_testkit::{Disk, Guest, Qemu};
+use keepmark_testkit::{Disk, Guest, Qemu, QmpProxy, Verdict};
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, MIB, assert_clean, assert_says, disk, id, image_vm, our_bitmaps, text};
@@ -184,6 +184,41 @@ fn a_full_target_fails_the_backup_and_not_the_guest() {
     let left =
         keepmark_testkit::damage::files(&lab.path("small/store")).into_iter().filter(|path| path.to_string_lossy().contains("km1tmp"));
     assert_eq!(left.count(), 0);
+}
+
+/// The last that QEMU writes of an image are its tables. Nobody is told that it could not when it closes the image (as libvirt's pushes
+/// do: then the image shows it), but when it is made read-only before.
+#[test]
+fn a_target_whose_last_tables_cannot_be_written_fails_the_backup() {
+    let lab = lab();
+    let mut qemu = lab.one_disk();
+    for (is_told, says) in [(true, "No space left"), (false, "not whole")] {
+        let proxy = QmpProxy::start(&lab.path("proxy"), &qemu.qmp_socket(), move |message| {
+            let is_target = message["arguments"]["node-name"].as_str().is_some_and(|node| node.ends_with("-u0"));
+            match message["execute"].as_str() {
+                Some("blockdev-add") if is_target => Verdict::Instead(failing(message)),
+                Some("blockdev-reopen") if !is_told => Verdict::Answer(json!({ "return": {} })),
+                _ => Verdict::Forward,
+            }
+        });
+        let failed = lab.keepmark.exits(&["backup", &proxy.vm(), "--mode", "push"], 1);
+        assert_says(&failed, &[says]);
+        drop(proxy);
+        assert_clean(&mut qemu);
+        assert!(lab.list().is_empty());
+    }
+    let backup = lab.keepmark.backup(&qemu.vm(), &[]);
+    assert!(was_pushed(&backup, "vda"), "{backup}");
+}
+
+/// The same file, but the second time a table of clusters is written the disk is full; the first is when it is begun.
+fn failing(add: &Value) -> Value {
+    let mut file = add["arguments"].clone();
+    let node = file.as_object_mut().unwrap().remove("node-name").unwrap();
+    let states = json!([{ "event": "l2_update", "state": 1, "new_state": 2 }]);
+    let errors = json!([{ "event": "l2_update", "state": 2, "errno": 28 }]);
+    let arguments = json!({ "driver": "blkdebug", "node-name": node, "image": file, "set-state": states, "inject-error": errors });
+    json!({ "execute": "blockdev-add", "id": add["id"], "arguments": arguments })
 }
 
 /// The store is moved, and used by `qemu-img` and QEMU alone: a guest boots with a disk on a backup's image.

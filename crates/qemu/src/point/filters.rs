@@ -14,7 +14,7 @@ use crate::temporary::Temporary;
 // How long a guest's write may wait for its old content to be saved before the backup is broken instead.
 const COPY_SECONDS_MAX: u32 = 10;
 
-/// Opens the scratch images in QEMU; see [`super::scratch`] for why their files go at once.
+/// Opens the scratch images in QEMU; see [`super::scratch`] for why their files go at once, and are never flushed.
 ///
 /// # Errors
 /// When QEMU refuses.
@@ -22,7 +22,8 @@ pub fn add_scratch(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder:
     for target in targets {
         let node = names.node("s", target.number);
         let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder))?, "discard": "unmap" });
-        qmp.run("blockdev-add", json!({ "driver": "qcow2", "node-name": node, "discard": "unmap", "file": storage }))?;
+        let cache = json!({ "no-flush": true });
+        qmp.run("blockdev-add", json!({ "driver": "qcow2", "node-name": node, "discard": "unmap", "file": storage, "cache": cache }))?;
         undo.push(Step::DeleteNode(node));
         scratch::unlink(target, names, folder)?;
     }

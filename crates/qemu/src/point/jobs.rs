@@ -24,7 +24,8 @@ pub fn add_overlays(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder
     for target in targets {
         let node = names.node("s", target.number);
         let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder))? });
-        let overlay = json!({ "driver": "qcow2", "node-name": node, "file": storage, "backing": target.root });
+        let overlay = json!({ "driver": "qcow2", "node-name": node, "file": storage, "backing": target.root,
+            "cache": { "no-flush": true } });
         qmp.run("blockdev-add", overlay)?;
         undo.push(Step::DeleteNode(node.clone()));
         scratch::unlink(target, names, folder)?;

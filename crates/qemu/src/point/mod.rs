@@ -1,5 +1,6 @@
 //! A frozen point: one moment of several disks, exported over a private NBD server inside QEMU, and its end.
 
+pub mod answer;
 pub mod export;
 pub mod filters;
 pub mod jobs;
@@ -24,6 +25,7 @@ use crate::space::SpaceWatch;
 use crate::temporary::Temporary;
 use crate::watchdog::Watchdog;
 use crate::workspace::{Workspace, give};
+use answer::must_answer;
 use undo::Undo;
 
 /// A frozen point in a running QEMU or in qemu-storage-daemon.
@@ -44,8 +46,8 @@ pub struct Point<'a> {
 /// What looks after the guest as long as a point exists; nothing where no guest runs.
 #[derive(Debug, Default)]
 pub(crate) struct Guards {
-    /// Where the old content goes; nothing is taken back while it does not answer.
-    pub(crate) scratch: Option<PathBuf>,
+    /// Where QEMU may have files of ours open; nothing is taken back while one of them does not answer.
+    pub(crate) folders: Vec<PathBuf>,
     pub(crate) space: Option<SpaceWatch>,
     /// Ends jobs that could fail the guest's writes when nobody watches their space any more.
     pub(crate) watchdog: Option<Watchdog>,
@@ -55,7 +57,11 @@ impl Guards {
     /// Takes everything back.
     pub(crate) fn undo(&mut self, undo: &mut Undo, qmp: &mut Qmp) -> Result<()> {
         self.space = None;
-        if let Some(Err(stuck)) = self.scratch.as_deref().filter(|_| !undo.is_empty()).map(scratch::must_answer) {
+        if undo.is_empty() {
+            return Ok(());
+        }
+        if let Err(stuck) = self.folders.iter().try_for_each(|folder| must_answer(folder)) {
+            // The watchdog is not told that all is well, so that it ends the jobs.
             undo.forget(|_| true);
             return Err(stuck);
         }
@@ -72,7 +78,7 @@ impl Point<'_> {
     // Steps that QEMU refuses may have been undone by somebody else: only what is really still there counts.
     fn end(&mut self) -> Result<()> {
         match self.guards.undo(&mut self.undo, self.qmp) {
-            Err(error) if error.is_unreachable() || matches!(error, Error::ScratchStuck { .. }) => Err(error),
+            Err(error) if error.is_unreachable() || matches!(error, Error::Stuck { .. }) => Err(error),
             Err(error) if has_leftovers(self.qmp)? => {
                 Err(Error::LeftBehind { subject: "all of the frozen point".into(), source: Box::new(error) })
             }
@@ -112,7 +118,11 @@ impl FrozenPoint for Point<'_> {
         }
         // Nobody would wait for the jobs any more.
         self.guards.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(self.names.run()))?;
-        push::push(self.qmp, &self.sources, targets, &self.names, progress)
+        for target in targets {
+            let mut told = |done, total| progress(&target.disk, done, total);
+            push::push(self.qmp, &self.sources, target, &self.names, &mut told, &mut self.guards.folders)?;
+        }
+        Ok(())
     }
 
     fn release(mut self: Box<Self>) -> seam::Result<()> {

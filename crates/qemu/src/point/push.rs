@@ -1,8 +1,10 @@
 //! Push: QEMU itself copies disks of a frozen moment into new images, by jobs that read what the filters keep.
 //!
 //! The jobs read the frozen content and not the disks, so the guest never waits for a target: one that is full or stuck ends its
-//! job, or delays it, and that is all.
+//! job, or delays it, and that is all. QEMU never flushes a target: it would have the guest wait for the disk, and the store
+//! sees to it before it publishes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use keepmark_model::DiskName;
@@ -10,12 +12,16 @@ use keepmark_model::pushing::PushTarget;
 use keepmark_model::seam;
 use serde_json::{Value, json};
 
+use super::answer;
 use super::target::{Delta, Target};
-use super::undo::{Step, Undo};
+use super::undo::{Step, Undo, end_job};
 use crate::error::{Error, Result, text};
 use crate::qmp::Qmp;
 use crate::temporary::Temporary;
 
+// A thread of QEMU's waits for each, and QEMU has 64 for everything: of a store that does not answer the job's usual 64 would leave the
+// guest none.
+const COPIES_MAX: u32 = 16;
 const LOOK: Duration = Duration::from_millis(20);
 const LOOK_WHEN_NEW: Duration = Duration::from_millis(2);
 const LOOKS_WHEN_NEW: u32 = 20;
@@ -58,82 +64,107 @@ fn source(qmp: &mut Qmp, target: &Target, node: &str, names: &Temporary) -> Resu
     Ok(source)
 }
 
-/// Copies disks into images and closes these, whatever happens.
+/// Copies a disk into an image and closes it, whatever happens. One at a time: a job that begins or ends changes QEMU's graph of nodes,
+/// and while another job waits for its store that change would wait too, and the guest with it. Where the image could not be closed its
+/// folder is added to `stuck`.
 ///
 /// # Errors
-/// The first job's failure in QEMU's words, or what `progress` returned.
+/// The job's failure in QEMU's words, that the image's last tables cannot be written, or what `progress` returned.
 pub fn push(
     qmp: &mut Qmp,
     sources: &[Source],
-    targets: &[PushTarget],
+    target: &PushTarget,
     names: &Temporary,
-    progress: &mut dyn FnMut(&DiskName, u64, u64) -> seam::Result<()>,
+    progress: &mut dyn FnMut(u64, u64) -> seam::Result<()>,
+    stuck: &mut Vec<PathBuf>,
 ) -> seam::Result<()> {
+    let source = sources.iter().find(|source| source.disk == target.disk).ok_or_else(|| Error::UnknownDisk {
+        name: target.disk.to_string(),
+        known: sources.iter().map(|source| source.disk.as_str()).collect::<Vec<_>>().join(", "),
+    })?;
+    let folder = target.image.parent().unwrap_or(&target.image);
     let mut undo = Undo::default();
-    let copied = copy(qmp, sources, targets, names, progress, &mut undo);
-    let closed = undo.run(qmp);
+    let copied = copy(qmp, source, target, names, progress, &mut undo);
+    // One that is whole is closed without writing.
+    let answered = if copied.is_ok() { Ok(()) } else { answer::must_answer(folder) };
+    let closed = answered.and_then(|()| undo.run(qmp));
+    if closed.is_err() {
+        stuck.push(folder.to_owned());
+    }
     copied.and(closed.map_err(Into::into))
 }
 
 fn copy(
     qmp: &mut Qmp,
-    sources: &[Source],
-    targets: &[PushTarget],
+    source: &Source,
+    target: &PushTarget,
     names: &Temporary,
-    progress: &mut dyn FnMut(&DiskName, u64, u64) -> seam::Result<()>,
+    progress: &mut dyn FnMut(u64, u64) -> seam::Result<()>,
     undo: &mut Undo,
 ) -> seam::Result<()> {
-    let mut jobs = Vec::with_capacity(targets.len());
-    for target in targets {
-        let source = sources.iter().find(|source| source.disk == target.disk).ok_or_else(|| Error::UnknownDisk {
-            name: target.disk.to_string(),
-            known: sources.iter().map(|source| source.disk.as_str()).collect::<Vec<_>>().join(", "),
-        })?;
-        make(qmp, source, target, names, undo)?;
-        jobs.push((source, names.node("j", source.number)));
-    }
-    for ((source, job), target) in jobs.iter().zip(targets) {
-        qmp.run("blockdev-backup", start(source, job, target, names))?;
-        undo.push(Step::EndJob(job.clone()));
-    }
-    jobs.iter().try_for_each(|(source, job)| wait(qmp, job, &mut |done, total| progress(&source.disk, done, total)))
+    let folder = target.image.parent().unwrap_or(&target.image);
+    answer::wait(folder, &mut || progress(0, 0))?;
+    make(qmp, source, target, names, &mut || progress(0, 0), undo)?;
+    let job = names.node("j", source.number);
+    let (done, total) = work(qmp, "blockdev-backup", start(source, &job, target, names), progress)?;
+    answer::wait(folder, &mut || progress(done, total))?;
+    // Its last tables are written now. When an image is closed QEMU does not tell whether they could be.
+    let mut whole = image(source, names);
+    whole["read-only"] = true.into();
+    Ok(qmp.run("blockdev-reopen", json!({ "options": [whole] }))?)
 }
 
-/// Makes the image and opens it. Nothing lies below it while it is written: what it gets is written as it is, zeros too.
-fn make(qmp: &mut Qmp, source: &Source, target: &PushTarget, names: &Temporary, undo: &mut Undo) -> seam::Result<()> {
-    let file = json!({ "driver": "file", "filename": text(&target.image)? });
-    let mut making = Undo::default();
-    let made = create(qmp, &file, target, names, source.number, &mut making);
-    // The file is opened anew, so that it goes with its image.
-    let closed = making.run(qmp);
-    made?;
-    closed?;
-    let (node, zeros) = (names.node("t", source.number), if source.has_layers { "on" } else { "off" });
-    qmp.run("blockdev-add", json!({ "driver": "qcow2", "node-name": node, "file": file, "backing": null, "detect-zeroes": zeros }))?;
-    undo.push(Step::DeleteNode(node));
-    Ok(())
-}
-
-fn create(qmp: &mut Qmp, file: &Value, target: &PushTarget, names: &Temporary, number: usize, undo: &mut Undo) -> seam::Result<()> {
-    let (storage, job) = (names.node("u", number), names.node("k", number));
-    let mut named = file.clone();
-    named["node-name"] = storage.clone().into();
-    qmp.run("blockdev-add", named)?;
+/// Makes the image and opens it.
+fn make(
+    qmp: &mut Qmp,
+    source: &Source,
+    target: &PushTarget,
+    names: &Temporary,
+    goes_on: &mut dyn FnMut() -> seam::Result<()>,
+    undo: &mut Undo,
+) -> seam::Result<()> {
+    let (storage, job) = (names.node("u", source.number), names.node("k", source.number));
+    let file = json!({ "driver": "file", "node-name": storage, "filename": text(&target.image)?, "cache": { "no-flush": true } });
+    qmp.run("blockdev-add", file)?;
     undo.push(Step::DeleteNode(storage.clone()));
     let mut options = json!({ "driver": "qcow2", "file": storage, "size": target.size });
     if let Some(backing) = &target.backing {
         options["backing-file"] = backing.as_str().into();
         options["backing-fmt"] = "qcow2".into();
     }
-    qmp.run("blockdev-create", json!({ "job-id": job, "options": options }))?;
-    undo.push(Step::EndJob(job.clone()));
-    wait(qmp, &job, &mut |_, _| Ok(()))
+    work(qmp, "blockdev-create", json!({ "job-id": job, "options": options }), &mut |_, _| goes_on())?;
+    qmp.run("blockdev-add", image(source, names))?;
+    undo.push(Step::DeleteNode(names.node("t", source.number)));
+    Ok(())
+}
+
+/// How the image is opened. Nothing lies below it while it is written: what it gets is written as it is, zeros too.
+fn image(source: &Source, names: &Temporary) -> Value {
+    let [node, storage] = ["t", "u"].map(|kind| names.node(kind, source.number));
+    let zeros = if source.has_layers { "on" } else { "off" };
+    json!({ "driver": "qcow2", "node-name": node, "file": storage, "backing": null, "detect-zeroes": zeros, "cache": { "no-flush": true } })
+}
+
+/// Starts a job, waits for its end and dismisses it, whatever happens; gives the bytes done and due.
+fn work(
+    qmp: &mut Qmp,
+    command: &str,
+    arguments: Value,
+    progress: &mut dyn FnMut(u64, u64) -> seam::Result<()>,
+) -> seam::Result<(u64, u64)> {
+    let job = arguments["job-id"].as_str().unwrap_or_default().to_owned();
+    qmp.run(command, arguments)?;
+    let told = wait(qmp, &job, progress);
+    let ended = end_job(qmp, &job);
+    let told = told?;
+    ended?;
+    Ok(told)
 }
 
 /// The job of one disk. An error ends it, so that its failure is told and nothing waits for anybody.
 fn start(source: &Source, job: &str, target: &PushTarget, names: &Temporary) -> Value {
     let mut start = json!({ "job-id": job, "device": source.node, "target": names.node("t", source.number), "auto-dismiss": false,
-        "on-source-error": "report", "on-target-error": "report", "compress": target.compress });
+        "on-source-error": "report", "on-target-error": "report", "compress": target.compress, "x-perf": { "max-workers": COPIES_MAX } });
     match &source.delta {
         Some(delta) => {
             start["sync"] = "bitmap".into();
@@ -145,20 +176,20 @@ fn start(source: &Source, job: &str, target: &PushTarget, names: &Temporary) -> 
     start
 }
 
-/// Waits for a job's end, which stays to be seen until it is dismissed.
-fn wait(qmp: &mut Qmp, job: &str, progress: &mut dyn FnMut(u64, u64) -> seam::Result<()>) -> seam::Result<()> {
+/// Waits for a job's end, which stays to be seen until it is dismissed; gives the bytes done and due.
+fn wait(qmp: &mut Qmp, job: &str, progress: &mut dyn FnMut(u64, u64) -> seam::Result<()>) -> seam::Result<(u64, u64)> {
     let failed = |message: &str| Error::Job { job: job.to_owned(), message: message.to_owned() };
     for look in 0_u32.. {
         let all: Vec<Value> = qmp.execute("query-jobs", Value::Null)?;
         let found = all.iter().find(|found| found["id"] == job).ok_or_else(|| failed("it is gone: somebody else has ended it"))?;
-        let number = |key: &str| found[key].as_u64().unwrap_or_default();
-        progress(number("current-progress"), number("total-progress"))?;
+        let [done, total] = ["current-progress", "total-progress"].map(|key| found[key].as_u64().unwrap_or_default());
+        progress(done, total)?;
         if found["status"] == "concluded" {
-            return found["error"].as_str().map_or(Ok(()), |error| Err(failed(error).into()));
+            return found["error"].as_str().map_or(Ok((done, total)), |error| Err(failed(error).into()));
         }
         std::thread::sleep(if look < LOOKS_WHEN_NEW { LOOK_WHEN_NEW } else { LOOK });
     }
-    Ok(())
+    Err(failed("it never ends").into())
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Scratch images, where the old content of blocks goes that the guest overwrites while a backup reads them.
 //!
 //! Their files are unlinked as soon as QEMU has them open: whatever dies, nothing stays on the file system. QEMU never opens
-//! them again by name, since they are opened writable from the start.
+//! them again by name, since they are opened writable from the start. Nothing of them has to survive anything, so QEMU never flushes them
+//! (`no-flush`): when it closes one the guest would wait for the disk to write what nobody will read.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use super::target::Target;
 use crate::error::{Error, Result, file};
@@ -13,32 +13,6 @@ use crate::program::check;
 use crate::qmp::Peer;
 use crate::temporary::Temporary;
 use crate::workspace::give;
-
-// A file system that has not taken a change of a folder's time by then is stuck.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
-const ANSWER_CHECK: Duration = Duration::from_millis(1);
-
-/// Asks the file system of a scratch folder for a sign of life.
-///
-/// While QEMU waits for it, every change of QEMU's graph of nodes waits too, and the guest with it. Another process asks, since
-/// one that waits for such a file system cannot even be killed.
-///
-/// # Errors
-/// [`Error::ScratchStuck`] when none comes.
-pub fn must_answer(folder: &Path) -> Result<()> {
-    let mut command = Command::new("touch");
-    command.args(["-c", "--"]).arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|source| Error::Spawn { program: "touch".into(), source })?;
-    let end = Instant::now() + ANSWER_MAX;
-    while Instant::now() < end {
-        match child.try_wait() {
-            Ok(None) => std::thread::sleep(ANSWER_CHECK),
-            // Whether it may change the folder does not matter.
-            Ok(Some(_)) | Err(_) => return Ok(()),
-        }
-    }
-    Err(Error::ScratchStuck { folder: folder.to_owned() })
-}
 
 /// Makes an empty image per disk, all at once, and gives them to QEMU's user.
 ///
