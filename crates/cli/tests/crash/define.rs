@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::{Disk, Domain, LibvirtHost, Witness};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::lab::{Lab, MIB};
-use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 const NAME: &str = "vm";
@@ -82,10 +81,10 @@ impl Lost {
 #[test]
 fn restore_as_a_domain_killed_at_effects() {
     let lost = Lost::new();
-    let mut table = Table::default();
     let effects = lost.restore(None).effects;
     lost.judge_and_lose();
-    for cut in cuts(&effects, 4) {
+    let mut campaign = Campaign::over(&effects, 4);
+    while let Some(cut) = campaign.next_cut() {
         let trace = lost.restore(Some(cut));
         let was_defined = lost.is_defined();
         if !was_defined {
@@ -98,7 +97,7 @@ fn restore_as_a_domain_killed_at_effects() {
             }
         }
         lost.judge_and_lose();
-        table.count(trace.struck, cut.moment, if was_defined { "defined and whole" } else { "not defined" });
+        campaign.count(trace.struck.as_deref(), cut.moment, if was_defined { "defined and whole" } else { "not defined" });
     }
-    table.print("keepmark killed, restoring as a domain");
+    campaign.print("keepmark killed, restoring as a domain");
 }

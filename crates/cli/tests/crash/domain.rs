@@ -7,7 +7,7 @@ use keepmark_testkit::process::wait_for;
 use keepmark_testkit::{Disk, Domain, Guest as Kernel, LibvirtHost, Qmp, Serial, Witness};
 use serde_json::{Value, json};
 
-use crate::campaign::{cuts, seed};
+use crate::campaign::{Campaign, seed};
 use crate::lab::{Lab, MIB, kind};
 use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Moment, Script, Trace};
@@ -283,9 +283,9 @@ fn campaign(
     mut strike: impl FnMut(&LibvirtHost) -> Fate + Send,
     after: fn(&mut Rig),
 ) {
-    let mut table = Table::default();
     let effects = rig.effects(counts);
-    for cut in cuts(&effects, share) {
+    let mut campaign = Campaign::over(&effects, share);
+    while let Some(cut) = campaign.next_cut() {
         let (trace, truth) = rig.struck_backup(counts, Some(cut), &mut strike);
         after(&mut rig);
         let was_published = rig.lab.look(truth);
@@ -294,11 +294,11 @@ fn campaign(
         let is_told = trace.code.is_none() || was_published == matches!(trace.code, Some(0 | 3));
         assert!(is_told, "{struck}: {:?} {}", trace.code, rig.lab.printed());
         let outcome = rig.recover(was_published);
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
         rig.set_free();
     }
     rig.lab.compare_all();
-    table.print(name);
+    campaign.print(name);
 }
 
 #[test]

@@ -5,10 +5,9 @@ use std::time::Duration;
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::{Disk, Guest, QemuBuilder};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::lab::{Lab, MIB};
 use crate::live::Rig;
-use crate::table::Table;
 use crate::tracer::Fate;
 
 /// Longest time until the guest writes again after keepmark was killed: a thaw, under software emulation.
@@ -44,17 +43,17 @@ pub fn rig_in(lab: Lab, size: u64) -> Rig {
 #[test]
 fn keepmark_killed_at_effects_on_a_real_guest() {
     let mut rig = rig();
-    let mut table = Table::default();
     let effects = rig.effects(&[], counts);
-    for cut in cuts(&effects, 4) {
+    let mut campaign = Campaign::over(&effects, 4);
+    while let Some(cut) = campaign.next_cut() {
         let trace = rig.struck_backup(&[], counts, Some(cut), &mut |_| Fate::Killed);
         rig.wait_running();
         rig.qemu.serial.wait_writes(2, WRITES_AGAIN_MAX);
         let outcome = rig.recover();
         rig.qemu.serial.wait_writes(2, WRITES_AGAIN_MAX);
         rig.qemu.assert_guest_unharmed();
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print("keepmark killed, real guest");
+    campaign.print("keepmark killed, real guest");
 }

@@ -6,10 +6,9 @@ use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::run;
 use keepmark_testkit::{Disk, Witness};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::lab::{Lab, MIB};
 use crate::live::Rig;
-use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 /// A lab whose store is one of images.
@@ -21,18 +20,18 @@ fn lab() -> Lab {
 
 fn pushed(name: &str, arguments: &[&str], share: usize) {
     let mut rig = Rig::new(lab());
-    let mut table = Table::default();
     let effects = rig.effects(arguments, |_| true);
     assert!(effects.iter().any(|effect| effect == "qmp blockdev-backup"), "nothing was pushed: {effects:?}");
-    for cut in cuts(&effects, share) {
+    let mut campaign = Campaign::over(&effects, share);
+    while let Some(cut) = campaign.next_cut() {
         let trace = rig.struck_backup(arguments, |_| true, Some(cut), &mut |_| Fate::Killed);
         let outcome = rig.recover();
         rig.lab.assert_no_leftovers();
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
     rig.lab.compare_newest(usize::MAX);
     rig.lab.ok(&["verify", "--read-data"]);
-    table.print(name);
+    campaign.print(name);
 }
 
 #[test]
@@ -103,9 +102,9 @@ impl Chain {
     }
 
     fn campaign(&self, name: &str, arguments: &[&str], goes: &[usize], share: usize) {
-        let mut table = Table::default();
         let effects = self.strike(arguments, None).effects;
-        for cut in cuts(&effects, share) {
+        let mut campaign = Campaign::over(&effects, share);
+        while let Some(cut) = campaign.next_cut() {
             let trace = self.strike(arguments, Some(cut));
             let listed = self.listed();
             for (number, (id, _)) in self.backups.iter().enumerate() {
@@ -119,9 +118,9 @@ impl Chain {
             let there = |number: &usize| self.lab.path("store/web").join(&self.backups[*number].0).exists();
             let still = goes.iter().filter(|number| listed.contains(&self.backups[**number].0)).count();
             assert_eq!(goes.iter().filter(|number| there(number)).count(), still, "what is unlisted is still there: {:?}", trace.struck);
-            table.count(trace.struck, cut.moment, &format!("{} unlisted", goes.len() - still));
+            campaign.count(trace.struck.as_deref(), cut.moment, &format!("{} unlisted", goes.len() - still));
         }
-        table.print(name);
+        campaign.print(name);
     }
 }
 

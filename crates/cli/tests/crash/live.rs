@@ -7,9 +7,8 @@ use keepmark_testkit::process::wait_for;
 use keepmark_testkit::{Attach, Disk, PauseWitness, Qemu, QemuBuilder};
 use serde_json::{Value, json};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::lab::{Lab, MIB, kind};
-use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 /// The watchdog acts at once when keepmark dies; QEMU may be busy with the witness' copy.
@@ -172,15 +171,15 @@ impl Rig {
 
 fn campaign(name: &str, arguments: &[&str], share: usize) {
     let mut rig = Rig::new(Lab::new());
-    let mut table = Table::default();
     let effects = rig.effects(arguments, |_| true);
-    for cut in cuts(&effects, share) {
+    let mut campaign = Campaign::over(&effects, share);
+    while let Some(cut) = campaign.next_cut() {
         let trace = rig.struck_backup(arguments, |_| true, Some(cut), &mut |_| Fate::Killed);
         let outcome = rig.recover();
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print(name);
+    campaign.print(name);
 }
 
 #[test]

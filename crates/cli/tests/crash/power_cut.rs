@@ -5,10 +5,9 @@
 
 use keepmark_testkit::mount::Mount;
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::lab::Lab;
 use crate::live::Rig;
-use crate::table::Table;
 use crate::tracer::Fate;
 
 fn counts(effect: &str) -> bool {
@@ -20,19 +19,19 @@ fn campaign(name: &str, fate: Fate, share: usize) {
     let folder = lab.path("store");
     let disk = Mount::new(lab.path("store.img"), folder.clone());
     let mut rig = Rig::new(lab);
-    let mut table = Table::default();
     let effects = rig.effects(&[], counts);
-    for cut in cuts(&effects, share) {
+    let mut campaign = Campaign::over(&effects, share);
+    while let Some(cut) = campaign.next_cut() {
         let trace = rig.struck_backup(&[], counts, Some(cut), &mut |_| {
             Mount::cut_off(&folder);
             fate
         });
         disk.come_back();
         let outcome = rig.recover();
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print(name);
+    campaign.print(name);
     drop(rig);
 }
 

@@ -8,10 +8,9 @@ use keepmark_testkit::process::wait_for;
 use keepmark_testkit::{Disk, LibvirtHost, Witness};
 use nix::sys::signal::{Signal, kill};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::children::child;
 use crate::lab::{Lab, MIB, kind};
-use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 /// The domain's name.
@@ -149,33 +148,38 @@ fn strike(victim: Victim, keepmark: u32, host: Option<&LibvirtHost>) -> Fate {
 }
 
 fn campaign(name: &str, mut images: Images, victim: Victim, share: usize) {
-    let mut table = Table::default();
     images.change();
     let truth = images.truth();
     let effects = images.struck_backup(None, &mut |_| Fate::Spared).effects;
     assert!(images.lab.look(Some(truth)), "{}", images.lab.printed());
-    for (number, cut) in cuts(&effects, share).into_iter().enumerate() {
+    let mut campaign = Campaign::over(&effects, share);
+    let mut comes_at_once = false;
+    while let Some(cut) = campaign.next_cut() {
+        comes_at_once = !comes_at_once;
         images.change();
         let truth = images.truth();
         let trace = images.struck_backup(Some(cut), &mut |keepmark| strike(victim, keepmark, images.host.as_ref()));
         // Every second time the next backup comes at once, else the VM has run in between.
         let was_published = images.lab.look(Some(truth));
-        if number % 2 == 1 {
-            images.wait_free();
-            images.change();
-        }
-        let finished = if number % 2 == 1 { images.next_backup() } else { images.backup_at_once() };
+        let finished = if comes_at_once { images.backup_at_once() } else { images.backup_after_a_run() };
         images.assert_clean();
         images.lab.compare_newest(1 + usize::from(was_published));
         let outcome = if was_published { format!("{} after publication", kind(&finished)) } else { kind(&finished) };
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
     images.lab.compare_all();
-    table.print(name);
+    campaign.print(name);
 }
 
 impl Images {
     /// The images may still be open in the dead run's storage daemon: their bytes are read afterwards, nothing changes them.
+    #[track_caller]
+    fn backup_after_a_run(&mut self) -> serde_json::Value {
+        self.wait_free();
+        self.change();
+        self.next_backup()
+    }
+
     #[track_caller]
     fn backup_at_once(&mut self) -> serde_json::Value {
         let finished = self.backup();

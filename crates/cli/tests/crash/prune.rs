@@ -4,9 +4,8 @@ use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::run;
 use keepmark_testkit::{Disk, Restic, Witness};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::lab::{Lab, MIB};
-use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 /// A store with a backup, and what a deleted one left: packs that nothing uses and one that is used in part.
@@ -52,10 +51,10 @@ impl Wasteful {
 fn prune_killed_at_effects() {
     let wasteful = Wasteful::new();
     let restic = Restic::new(&wasteful.lab.path("store"), "password");
-    let mut table = Table::default();
     let effects = wasteful.prune(None).effects;
     assert!(effects.iter().any(|effect| effect == "unlink store/data"), "{effects:?}");
-    for cut in cuts(&effects, 6) {
+    let mut campaign = Campaign::over(&effects, 6);
+    while let Some(cut) = campaign.next_cut() {
         wasteful.reset();
         let trace = wasteful.prune(Some(cut));
         restic.run(&["check", "--read-data", "--no-lock"]);
@@ -64,7 +63,7 @@ fn prune_killed_at_effects() {
         wasteful.lab.compare_all();
         wasteful.lab.assert_no_leftovers();
         assert_eq!(std::fs::read_dir(wasteful.lab.path("store/keepmark/marks")).into_iter().flatten().count(), 0, "{:?}", trace.struck);
-        table.count(trace.struck, cut.moment, "whole");
+        campaign.count(trace.struck.as_deref(), cut.moment, "whole");
     }
-    table.print("keepmark killed, pruning");
+    campaign.print("keepmark killed, pruning");
 }

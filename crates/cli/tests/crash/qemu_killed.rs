@@ -4,11 +4,10 @@ use keepmark_testkit::process::wait_for;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::children::is_dead;
 use crate::lab::Lab;
 use crate::live::Rig;
-use crate::table::Table;
 use crate::tracer::{Cut, Fate, Trace};
 
 /// What is said to QEMU, and what the store does last: between these nothing else concerns QEMU.
@@ -39,13 +38,12 @@ impl Rig {
 /// The guest's writes during the backup end with QEMU, so that no write is attempted after the strike.
 fn campaign(name: &str, fate: Fate, share: usize) {
     let mut rig = Rig::new(Lab::new());
-    let mut table = Table::default();
     let effects = rig.effects(&[], counts);
-    for cut in cuts(&effects, share) {
+    let mut campaign = Campaign::over(&effects, share);
+    while let Some(cut) = campaign.next_cut() {
         let trace = rig.killing_qemu(cut, fate);
         let Some(effect) = trace.struck else {
-            table.miss();
-            rig.recover();
+            campaign.count(None, cut.moment, &rig.recover());
             continue;
         };
         if fate == Fate::Spared {
@@ -57,10 +55,11 @@ fn campaign(name: &str, fate: Fate, share: usize) {
         let was_published = rig.lab.look(truth);
         assert!(fate == Fate::Killed || was_published == matches!(trace.code, Some(0 | 3)), "{effect}: {}", rig.lab.printed());
         let outcome = rig.recover();
-        table.note(&effect, cut.moment, &if was_published { format!("{outcome} after publication") } else { outcome });
+        let outcome = if was_published { format!("{outcome} after publication") } else { outcome };
+        campaign.count(Some(&effect), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print(name);
+    campaign.print(name);
 }
 
 #[test]

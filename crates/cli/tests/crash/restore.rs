@@ -7,9 +7,8 @@ use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::process::run;
 use keepmark_testkit::{Disk, Witness};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::lab::{Lab, MIB};
-use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 const DISKS: [(&str, u64); 2] = [("vda", 6), ("vdb", 3)];
@@ -76,13 +75,13 @@ fn folder(backup: &Backup, with_old: bool, format: Format) -> PathBuf {
 
 fn files(name: &str, format: Format, with_old: bool, share: usize) {
     let backup = Backup::new();
-    let mut table = Table::default();
     let to = folder(&backup, with_old, format);
     let place = to.to_str().unwrap();
     let mut arguments = vec!["--to", place, "--format", format.name()];
     arguments.extend(with_old.then_some("--force"));
     let effects = backup.restore(&arguments, None).effects;
-    for cut in cuts(&effects, share) {
+    let mut campaign = Campaign::over(&effects, share);
+    while let Some(cut) = campaign.next_cut() {
         folder(&backup, with_old, format);
         let trace = backup.restore(&arguments, Some(cut));
         let whole = DISKS.iter().filter_map(|(disk, _)| backup.file(disk, &to, format)).count();
@@ -97,9 +96,9 @@ fn files(name: &str, format: Format, with_old: bool, share: usize) {
         backup.truth.assert_restored(&to, format);
         assert_eq!(std::fs::read_dir(&to).unwrap().count(), DISKS.len(), "something is left over");
         let outcome = if with_old { "old or whole".to_owned() } else { format!("{whole} whole") };
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
-    table.print(name);
+    campaign.print(name);
 }
 
 #[test]
@@ -139,7 +138,6 @@ impl Drop for Device {
 #[test]
 fn restore_to_a_device_killed_at_effects() {
     let backup = Backup::new();
-    let mut table = Table::default();
     let (name, mib) = DISKS[0];
     let before = vec![0xee; usize::try_from((mib + 1) * MIB).unwrap()];
     let file = backup.lab.path("device");
@@ -149,7 +147,8 @@ fn restore_to_a_device_killed_at_effects() {
     let effects = backup.restore(&arguments, None).effects;
     let whole = [std::fs::read(backup.truth.image(name)).unwrap(), before[..usize::try_from(MIB).unwrap()].to_vec()].concat();
     assert!(std::fs::read(device.path()).unwrap() == whole);
-    for cut in cuts(&effects, 6) {
+    let mut campaign = Campaign::over(&effects, 6);
+    while let Some(cut) = campaign.next_cut() {
         std::fs::write(device.path(), &before).unwrap();
         let trace = backup.restore(&arguments, Some(cut));
         let found = std::fs::read(device.path()).unwrap();
@@ -158,7 +157,7 @@ fn restore_to_a_device_killed_at_effects() {
             state.into_iter().find(|(_, is_so)| *is_so).unwrap_or_else(|| panic!("half written, and does not say so: {:?}", trace.struck));
         backup.lab.ok(&[&["restore", "web@latest"], arguments.as_slice()].concat());
         assert!(std::fs::read(device.path()).unwrap() == whole, "{:?}", trace.struck);
-        table.count(trace.struck, cut.moment, state);
+        campaign.count(trace.struck.as_deref(), cut.moment, state);
     }
-    table.print("keepmark killed, restoring to a device");
+    campaign.print("keepmark killed, restoring to a device");
 }

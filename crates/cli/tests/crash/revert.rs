@@ -9,10 +9,9 @@ use keepmark_testkit::{Attach, Disk, LibvirtHost, Qemu, QemuBuilder, Witness};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::children::child;
 use crate::lab::{Lab, MIB, kind};
-use crate::table::Table;
 use crate::tracer::{self, Cut, Fate, Script, Trace};
 
 const DISKS: [(&str, u64); 2] = [("vda", 16), ("sdb", 8)];
@@ -171,9 +170,9 @@ fn whole(rig: &mut Rig, before: &Witness) -> Witness {
 
 fn images_campaign(name: &str, home: Home, with_daemon: bool, share: usize) {
     let mut rig = Rig::new(home);
-    let mut table = Table::default();
     let effects = rig.effects();
-    for cut in cuts(&effects, share) {
+    let mut campaign = Campaign::over(&effects, share);
+    while let Some(cut) = campaign.next_cut() {
         rig.change();
         let before = rig.witness();
         let trace = rig.revert(Some(cut), &mut |keepmark| {
@@ -185,10 +184,10 @@ fn images_campaign(name: &str, home: Home, with_daemon: bool, share: usize) {
         rig.lab.look(Some(before.clone()));
         let startable = startable_images(&mut rig, &before);
         let outcome = rig.finish(startable);
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print(name);
+    campaign.print(name);
 }
 
 #[test]
@@ -225,17 +224,17 @@ fn startable_in_qemu(rig: &mut Rig, before: &Witness) -> Option<Witness> {
 #[test]
 fn keepmark_killed_at_effects_of_a_revert_in_qemu() {
     let mut rig = Rig::new(Home::Qemu);
-    let mut table = Table::default();
     let effects = rig.effects();
-    for cut in cuts(&effects, 6) {
+    let mut campaign = Campaign::over(&effects, 6);
+    while let Some(cut) = campaign.next_cut() {
         rig.change();
         let before = rig.witness();
         let trace = rig.revert(Some(cut), &mut |_| Fate::Killed);
         rig.lab.look(Some(before.clone()));
         let startable = startable_in_qemu(&mut rig, &before);
         let outcome = rig.finish(startable);
-        table.count(trace.struck, cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref(), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print("keepmark killed, reverting in QEMU");
+    campaign.print("keepmark killed, reverting in QEMU");
 }

@@ -8,19 +8,13 @@ use crate::tracer::Moment;
 #[derive(Debug, Default)]
 pub struct Table {
     rows: BTreeMap<String, BTreeMap<Moment, BTreeMap<String, usize>>>,
-    kills: usize,
-    missed: usize,
+    /// How often somebody was killed.
+    pub kills: usize,
+    /// Effects that did not come.
+    pub missed: usize,
 }
 
 impl Table {
-    /// Someone was killed at this effect, if it came.
-    pub fn count(&mut self, struck: Option<String>, moment: Moment, outcome: &str) {
-        match struck {
-            Some(effect) => self.note(&effect, moment, outcome),
-            None => self.miss(),
-        }
-    }
-
     /// Someone was killed at this effect, and what the next backup was called.
     pub fn note(&mut self, effect: &str, moment: Moment, outcome: &str) {
         self.kills += 1;
@@ -28,12 +22,7 @@ impl Table {
         *cell.entry(outcome.to_owned()).or_default() += 1;
     }
 
-    /// The effect did not come: threads make a few more or fewer of them from run to run.
-    pub fn miss(&mut self) {
-        self.missed += 1;
-    }
-
-    /// Fails the test if hardly anybody was killed: then nothing was tested.
+    /// By effects.
     pub fn print(&self, campaign: &str) {
         println!("{campaign}: {} kills, each followed by a right backup ({} effects did not come)", self.kills, self.missed);
         println!("  {:38} {:34} killed after it", "effect", "killed before it");
@@ -41,7 +30,6 @@ impl Table {
             let cell = |moment| moments.get(&moment).map_or_else(|| "-".to_owned(), words);
             println!("  {effect:38} {:34} {}", cell(Moment::Before), cell(Moment::After));
         }
-        assert!(self.kills > self.missed, "{campaign}: more effects missed than met");
     }
 }
 

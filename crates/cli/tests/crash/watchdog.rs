@@ -6,12 +6,11 @@ use std::time::Duration;
 use keepmark_testkit::process::wait_for;
 use nix::sys::signal::{Signal, kill};
 
-use crate::campaign::cuts;
+use crate::campaign::Campaign;
 use crate::children::{child, is_dead};
 use crate::guest;
 use crate::lab::{Lab, kind};
 use crate::live::Rig;
-use crate::table::Table;
 use crate::tracer::{Cut, Fate, Moment, Trace};
 
 fn counts(effect: &str) -> bool {
@@ -58,23 +57,23 @@ impl Rig {
 #[test]
 fn watchdog_and_keepmark_killed_at_effects_of_a_backup() {
     let mut rig = Rig::new(Lab::new());
-    let mut table = Table::default();
     let effects = rig.effects(&[], counts);
-    for cut in cuts(of_the_watchdog(&effects), 4) {
+    let mut campaign = Campaign::over(of_the_watchdog(&effects), 4);
+    while let Some(cut) = campaign.next_cut() {
         let (trace, had_one) = rig.without_watchdog(cut, Fate::Killed);
         let outcome = rig.next_run_heals();
-        table.count(trace.struck.filter(|_| had_one), cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref().filter(|_| had_one), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print("watchdog and keepmark killed");
+    campaign.print("watchdog and keepmark killed");
 }
 
 #[test]
 fn watchdog_killed_at_effects_of_a_backup() {
     let mut rig = Rig::new(Lab::new());
-    let mut table = Table::default();
     let effects = rig.effects(&[], counts);
-    for cut in cuts(of_the_watchdog(&effects), 4) {
+    let mut campaign = Campaign::over(of_the_watchdog(&effects), 4);
+    while let Some(cut) = campaign.next_cut() {
         let (trace, had_one) = rig.without_watchdog(cut, Fate::Spared);
         let code = trace.code;
         rig.wait_running();
@@ -83,10 +82,10 @@ fn watchdog_killed_at_effects_of_a_backup() {
         let was_published = rig.lab.look(truth);
         assert!(if was_published { code == Some(0) } else { code == Some(1) }, "{:?}: {code:?} {}", trace.struck, rig.lab.printed());
         let outcome = format!("{}, {}", if was_published { "published" } else { "failed" }, rig.recover());
-        table.count(trace.struck.filter(|_| had_one), cut.moment, &outcome);
+        campaign.count(trace.struck.as_deref().filter(|_| had_one), cut.moment, &outcome);
     }
     rig.lab.compare_all();
-    table.print("watchdog killed");
+    campaign.print("watchdog killed");
 }
 
 /// Strikes right after the first effect that is called so.
