@@ -26,12 +26,15 @@ deps: ## install the system packages that building, testing and the demonstratio
 build: ## build the program: target/release/keepmark
 	$(CARGO) build --release
 
+# The program by itself too: without the features that only the tests' dependencies switch on in others.
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release -p keepmark -- -D warnings
 	$(CARGO) clippy --release -p keepmark --no-default-features -- -D warnings
 
-test: deps build lint ## everything: packages, build, lints, all tests
+# The tests' dependencies switch on features in others, so `build` before it would compile half of them twice.
+test: deps lint ## everything: packages, lints, build, all tests
 	$(CARGO) test --release --workspace --no-fail-fast
 
 demo: deps build ## one guest, from the first full backup to the restored, booted copy
