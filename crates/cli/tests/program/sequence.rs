@@ -122,11 +122,10 @@ fn a_differential_holds_what_changed_since_the_last_full_and_the_next_incrementa
 fn a_differential_whose_full_lost_its_bitmap_is_a_resync_and_then_goes_on_from_there() {
     let lab = Lab::new();
     let mut qemu = lab.one_disk();
-    lab.keepmark.backup(&qemu.vm(), &[]);
+    let full = lab.keepmark.backup(&qemu.vm(), &[]);
     qemu.write("vda", 3, 0, MIB);
     lab.keepmark.backup(&qemu.vm(), &[]);
-    let full = our_bitmaps(&mut qemu).remove(0);
-    lab.keepmark.ok(&["checkpoint", "delete", &qemu.vm(), &full]);
+    lab.keepmark.ok(&["checkpoint", "delete", &qemu.vm(), full["checkpoint"].as_str().unwrap()]);
     let resync = lab.keepmark.backup(&qemu.vm(), &["--kind", "differential"]);
     assert_eq!((kind(&resync), resync["wanted"].as_str()), ("resync", Some("differential")));
     assert_eq!(our_bitmaps(&mut qemu), [resync["checkpoint"].as_str().unwrap()]);
