@@ -22,7 +22,7 @@ impl Table {
         *cell.entry(outcome.to_owned()).or_default() += 1;
     }
 
-    /// By effects.
+    /// Fails the test if nobody was killed: then nothing was tested.
     pub fn print(&self, campaign: &str) {
         println!("{campaign}: {} kills, each followed by a right backup ({} effects did not come)", self.kills, self.missed);
         println!("  {:38} {:34} killed after it", "effect", "killed before it");
@@ -30,6 +30,7 @@ impl Table {
             let cell = |moment| moments.get(&moment).map_or_else(|| "-".to_owned(), words);
             println!("  {effect:38} {:34} {}", cell(Moment::Before), cell(Moment::After));
         }
+        assert!(self.kills > 0, "{campaign}: nobody was killed");
     }
 }
 
