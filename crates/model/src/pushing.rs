@@ -1,6 +1,6 @@
 //! Push mode's words: who can write a store's images by himself, where, and how that goes with the moment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::extents::Size;
 use crate::names::DiskName;
@@ -50,6 +50,14 @@ pub struct PushTarget {
     pub backing: Option<String>,
     /// Whether its clusters are compressed.
     pub compress: bool,
+}
+
+impl PushTarget {
+    /// The folder that the image is in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.image.parent().unwrap_or(&self.image)
+    }
 }
 
 /// Push mode cannot be had.

@@ -82,14 +82,13 @@ pub fn push(
         name: target.disk.to_string(),
         known: sources.iter().map(|source| source.disk.as_str()).collect::<Vec<_>>().join(", "),
     })?;
-    let folder = target.image.parent().unwrap_or(&target.image);
     let mut undo = Undo::default();
     let copied = copy(qmp, source, target, names, progress, &mut undo);
     // One that is whole is closed without writing.
-    let answered = if copied.is_ok() { Ok(()) } else { answer::must_answer(folder) };
+    let answered = if copied.is_ok() { Ok(()) } else { answer::must_answer(target.folder()) };
     let closed = answered.and_then(|()| undo.run(qmp));
     if closed.is_err() {
-        stuck.push(folder.to_owned());
+        stuck.push(target.folder().to_owned());
     }
     copied.and(closed.map_err(Into::into))
 }
@@ -102,12 +101,11 @@ fn copy(
     progress: &mut dyn FnMut(u64, u64) -> seam::Result<()>,
     undo: &mut Undo,
 ) -> seam::Result<()> {
-    let folder = target.image.parent().unwrap_or(&target.image);
-    answer::wait(folder, &mut || progress(0, 0))?;
+    answer::wait(target.folder(), &mut || progress(0, 0))?;
     make(qmp, source, target, names, &mut || progress(0, 0), undo)?;
     let job = names.node("j", source.number);
     let (done, total) = work(qmp, "blockdev-backup", start(source, &job, target, names), progress)?;
-    answer::wait(folder, &mut || progress(done, total))?;
+    answer::wait(target.folder(), &mut || progress(done, total))?;
     // Its last tables are written now. When an image is closed QEMU does not tell whether they could be.
     let mut whole = image(source, names);
     whole["read-only"] = true.into();
