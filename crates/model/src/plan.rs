@@ -149,7 +149,8 @@ pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[Stored
         facts.disks.iter().flat_map(|disk| bases_of(&disk.name, sequence)).map(|base| base.checkpoint).collect();
     let published = |name: &CheckpointName| sequence.iter().any(|backup| backup.manifest.checkpoint.as_ref() == Some(name));
     let mut names = present_checkpoints(facts);
-    let ours = |name: &CheckpointName| published(name) || broken(Rule::OtherStores) || name.is_for(store) && !broken(Rule::Orphans);
+    let ours =
+        |name: &CheckpointName| broken(Rule::OtherStores) || name.is_for(store) && (published(name) || !broken(Rule::Orphans));
     names.retain(|(name, worthless)| *worthless || !needed.contains(&name) && (ours(name) || given_up(name, hold)));
     names.into_iter().map(|(name, _)| name).collect()
 }
@@ -260,6 +261,13 @@ mod tests {
         backup
     }
 
+    /// The store for which C1, C2 and C3 were made.
+    fn own_store() -> StoreId {
+        let store = StoreId::new("s663");
+        assert_eq!(store.tag(), "0000");
+        store
+    }
+
     const C3: &str = "km1-20261122T193000Z-000000000003";
 
     #[test]
@@ -309,7 +317,7 @@ mod tests {
     fn the_newest_and_the_anchor_are_bases_and_their_checkpoints_stay() {
         let facts = vm(vec![named("vda", &[bitmap(C1), bitmap(C2), bitmap(C3)])]);
         let obsolete = |sequence: &[StoredBackup]| {
-            let names = obsolete_checkpoints(&facts, &StoreId::new("s"), sequence, &Hold { now: now(), longest: None });
+            let names = obsolete_checkpoints(&facts, &own_store(), sequence, &Hold { now: now(), longest: None });
             let bases: String = bases(sequence).iter().map(|base| base.id.as_str()).collect();
             (names.iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>(), bases)
         };
@@ -394,7 +402,7 @@ mod tests {
 
     #[test]
     fn only_what_nothing_builds_on_is_obsolete() {
-        let store = StoreId::new("s");
+        let store = own_store();
         let other = StoreId::new("another");
         let time = "2026-11-22T20:00:00Z".parse().unwrap();
         let orphan = CheckpointName::make(time, &store, 7);
@@ -413,6 +421,18 @@ mod tests {
         let mut expected = vec![CheckpointName::parse(C1).unwrap(), orphan, broken];
         expected.sort();
         assert_eq!(obsolete, expected);
+    }
+
+    /// `restic copy` takes manifests into another store: the checkpoints that they name are still those of the store they come from.
+    #[test]
+    fn a_copied_manifest_does_not_make_its_sources_checkpoint_obsolete() {
+        let copy = StoreId::new("copy");
+        let made = CheckpointName::make("2026-11-22T20:00:00Z".parse().unwrap(), &copy, 1);
+        let facts = vm(vec![named("vda", &[bitmap(C1), bitmap(made.as_str())])]);
+        let sequence = [backup("a", Some(C1)), backup("b", Some(made.as_str()))];
+        assert_eq!(obsolete_checkpoints(&facts, &copy, &sequence, &hold("2026-11-22T21:00:00Z")), []);
+        let source = [CheckpointName::parse(C1).unwrap()];
+        assert_eq!(obsolete_checkpoints(&facts, &own_store(), &sequence, &hold("2026-11-22T21:00:00Z")), source);
     }
 
     #[test]
@@ -441,7 +461,7 @@ mod tests {
         newer.manifest.disks[0].name = DiskName::new("vdb").unwrap();
         let facts = vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[bitmap(C1), bitmap(C2)])]);
         let late = hold("2036-11-22T21:00:00Z");
-        assert!(obsolete_checkpoints(&facts, &StoreId::new("s"), &[backup("a", Some(C1)), newer], &late).is_empty());
+        assert!(obsolete_checkpoints(&facts, &own_store(), &[backup("a", Some(C1)), newer], &late).is_empty());
     }
 
     #[test]
