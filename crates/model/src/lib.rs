@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`names`] and [`extents`] (the vocabulary), [`facts`] (what a hypervisor reports), [`manifest`] (what a
 //! store remembers), [`trust`] (which bitmap may be believed), [`scheme`] (which kind is due), [`choice`] and [`plan`] (what a backup will do), [`revert`] and [`blocks`] (what going back in place will do), [`retention`] (which backups stay), [`select`] (which backup a text means), [`seam`] (what drivers and
-//! stores must offer so that the plan can be carried out) with [`writing`] and [`pushing`].
+//! stores must offer so that the plan can be carried out) with [`moment`] (in which order a moment is fixed), [`writing`] and [`pushing`].
 
 pub mod audit;
 pub mod blocks;
@@ -12,6 +12,7 @@ pub mod facts;
 pub mod failure;
 pub mod images;
 pub mod manifest;
+pub mod moment;
 pub mod names;
 pub mod plan;
 pub mod prune;

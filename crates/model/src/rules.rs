@@ -38,6 +38,8 @@ pub enum Rule {
     Anchor,
     /// The anchor's checkpoint stays while differentials may build on it.
     AnchorStays,
+    /// The new bitmaps start before the moment.
+    MomentOrder,
 }
 
 /// Whether a rule is broken on purpose: never, in a shipped build.
