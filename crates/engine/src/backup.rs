@@ -15,6 +15,7 @@ use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::{Power, VmFacts};
 use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
+use keepmark_model::moment::Overtaken;
 use keepmark_model::plan::{DiskPlan, Hold, Plan, Request, obsolete_checkpoints, plan};
 use keepmark_model::pushing::{Push, PushTarget, Pushing};
 use keepmark_model::scheme::Standing;
@@ -105,6 +106,19 @@ pub fn backup(
     result.map(|(id, manifest)| BackupReport::new(id, &manifest))
 }
 
+/// What somebody did to the moment says why it could not be read to its end.
+fn explained(failure: Failure, left: Option<&Failure>) -> Failure {
+    match left.filter(|left| left.is::<Overtaken>()) {
+        Some(left) => failure.with_hint(format!("{left}; run the backup again")),
+        None => failure,
+    }
+}
+
+fn said_of(left: &Failure) -> String {
+    let text = in_one_line(left);
+    if left.is::<Overtaken>() { text } else { format!("something could not be removed from the VM; the next run tries again: {text}") }
+}
+
 #[derive(Clone, Copy)]
 struct Run<'a> {
     outlook: &'a Outlook,
@@ -169,9 +183,7 @@ impl Run<'_> {
         moment.notes.iter().for_each(|note| self.monitor.note(note));
         let mut findings = definition.findings;
         findings.extend(moment.findings.iter().cloned());
-        if let Some(failure) = left {
-            findings.push(format!("something could not be removed from the VM; the next run tries again: {}", in_one_line(&failure)));
-        }
+        findings.extend(left.as_ref().map(said_of));
         findings.iter().for_each(|finding| self.monitor.finding(finding));
         let manifest = self.manifest(time, checkpoint, &moment, captured, findings);
         self.publish(writer, manifest, &definition.files)
@@ -187,8 +199,11 @@ impl Run<'_> {
     ) -> Result<Taken> {
         let is_pushed = push != Push::No;
         let mut point = vm.begin(&self.point_request(checkpoint, push))?;
-        let captured = if is_pushed { self.push_all(point.as_mut(), writer) } else { self.capture_all(point.as_mut(), writer) }?;
-        Ok(Taken { moment: point.moment().clone(), captured, left: point.release().err() })
+        let captured = if is_pushed { self.push_all(point.as_mut(), writer) } else { self.capture_all(point.as_mut(), writer) };
+        let moment = point.moment().clone();
+        let left = point.release().err();
+        let captured = captured.map_err(|failure| explained(failure, left.as_ref()))?;
+        Ok(Taken { moment, captured, left })
     }
 
     /// Never before the newest backup: a clock that was set back must not change the order of the sequence.

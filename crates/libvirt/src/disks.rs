@@ -72,7 +72,7 @@ mod tests {
             persistence: Persistence::Stored,
             layers: vec![],
         };
-        Disk { facts, root: node.into(), qom_path: qom_path.into(), nodes: vec![node.into()] }
+        Disk { facts, root: node.into(), qom_path: qom_path.into(), nodes: vec![node.into()], job: None }
     }
 
     fn domain() -> DomainXml {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use keepmark_qemu::disks::{Survey, survey};
+use keepmark_qemu::disks::{Replies, Survey, survey};
 
 use crate::api::{Domain, Version};
 use crate::error::{Error, Result};
@@ -33,10 +33,13 @@ struct Refusal {
 
 /// QEMU's disks, as its block layer tells them.
 pub(crate) fn look(link: &mut Link) -> Result<Survey> {
-    let blocks = ask(link, "query-block", Value::Null)?;
-    let nodes = ask(link, "query-named-block-nodes", json!({ "flat": true }))?;
-    let graph = ask(link, "x-debug-query-block-graph", Value::Null)?;
-    Ok(survey(blocks, nodes, &graph))
+    Ok(survey(Replies {
+        blocks: ask(link, "query-block", Value::Null)?,
+        nodes: ask(link, "query-named-block-nodes", json!({ "flat": true }))?,
+        graph: ask(link, "x-debug-query-block-graph", Value::Null)?,
+        // libvirt itself refuses disks with jobs, and its definition says what is passed through.
+        ..Replies::default()
+    }))
 }
 
 fn backup_jobs(link: &mut Link) -> Result<Vec<Value>> {

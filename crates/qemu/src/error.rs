@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use keepmark_model::moment::Overtaken;
 use keepmark_model::{Failure, FailureClass};
 
 /// What this crate's functions return.
@@ -114,6 +115,32 @@ pub enum Error {
         subject: String,
         /// Whose lock it is, where it says so.
         holder: Option<u32>,
+    },
+    /// A job of somebody else's works on a disk.
+    #[error("{kind} job {job:?} works on disk {disk}")]
+    JobRuns {
+        /// Which disk.
+        disk: String,
+        /// The job.
+        job: String,
+        /// What it does, in QEMU's word.
+        kind: String,
+    },
+    /// Two devices use one image.
+    #[error("disks {disk} and {other} are one image: a moment of it cannot be kept while both devices write to it")]
+    SharedNode {
+        /// Which disk.
+        disk: String,
+        /// The other one.
+        other: String,
+    },
+    /// Somebody made a snapshot through a device while a filter of ours was there.
+    #[error(
+        "somebody made a snapshot through the device meanwhile; its overlay {overlays} named keepmark's filter as its backing format and has been repaired"
+    )]
+    Snapshotted {
+        /// The overlays' images.
+        overlays: String,
     },
     /// An image is open in another process.
     #[error("image {} is in use by {}", image.display(), crate::holders::describe(holders))]
@@ -300,7 +327,7 @@ impl Error {
     fn class(&self) -> FailureClass {
         match self {
             Self::Connect { .. } | Self::Mute { .. } | Self::Gone { .. } | Self::Rubbish { .. } => FailureClass::Unreachable,
-            Self::Busy { .. } | Self::ImageInUse { .. } | Self::ServerTaken { .. } => FailureClass::Locked,
+            Self::Busy { .. } | Self::JobRuns { .. } | Self::ImageInUse { .. } | Self::ServerTaken { .. } => FailureClass::Locked,
             Self::Interrupted => FailureClass::Interrupted,
             Self::UnknownDisk { .. } | Self::Usage { .. } => FailureClass::Usage,
             Self::Refused { .. }
@@ -317,6 +344,8 @@ impl Error {
             | Self::Job { .. }
             | Self::NotResumed { .. }
             | Self::LeftBehind { .. }
+            | Self::SharedNode { .. }
+            | Self::Snapshotted { .. }
             | Self::ScratchFull { .. }
             | Self::Stuck { .. }
             | Self::Read { .. }
@@ -340,6 +369,11 @@ impl Error {
             }
             Self::Rubbish { .. } => "the socket must be a QMP monitor (`-qmp`), not a human monitor, console or guest agent",
             Self::Busy { .. } => "wait for it to end",
+            Self::JobRuns { .. } => {
+                "wait until the job has ended, or end it (`block-job-complete`, `block-job-cancel`), and run keepmark again"
+            }
+            Self::SharedNode { .. } => "leave both out with --exclude-disk, or give the image one device only",
+            Self::Snapshotted { .. } => "run the backup again: it judges the disk with its new image",
             Self::Changed { .. } => "somebody else worked on the VM's disks meanwhile; run the backup again: it judges them anew",
             Self::ImageInUse { .. } => "back the VM up while it runs with `qmp:SOCKET`, or stop the process first",
             Self::ServerTaken { .. } => "end the other backup or export, or `nbd-server-stop` if nobody needs it",
@@ -373,7 +407,11 @@ impl Error {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (class, hint) = (error.class(), error.hint());
-        let failure = Self::new(class, error);
+        let failure = if matches!(error, Error::Snapshotted { .. }) {
+            Self::new(class, Overtaken { what: error.to_string() })
+        } else {
+            Self::new(class, error)
+        };
         match hint {
             Some(hint) => failure.with_hint(hint),
             None => failure,

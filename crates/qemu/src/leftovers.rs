@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::agent;
 use crate::disks::{self, Survey};
 use crate::error::{Error, Result};
-use crate::point::undo::{attach, delete_export, end_job, wake_from_error};
+use crate::point::attach::take_out;
+use crate::point::undo::{delete_export, end_job, wake_from_error};
 use crate::point::{answer, export};
 use crate::qmp::Qmp;
 use crate::temporary::{FROZEN, HALTED, PAUSED, REVERTING, is_ours};
@@ -22,11 +23,11 @@ const THAW_WAIT: Duration = Duration::from_secs(5);
 /// Things of ours in the block layer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Leftovers {
-    /// Devices on a filter of ours, and the node to give back: (QOM path, node).
-    pub(crate) filtered: Vec<(String, String)>,
+    /// Filters, which devices may use.
+    pub(crate) filters: Vec<String>,
     /// Nodes that read a filter's frozen content.
     pub(crate) readers: Vec<String>,
-    /// Other nodes, users before what they use.
+    /// Other nodes.
     pub(crate) nodes: Vec<String>,
     /// Bitmaps: (node, name).
     pub(crate) bitmaps: Vec<(String, String)>,
@@ -36,11 +37,11 @@ pub(crate) struct Leftovers {
 
 impl Leftovers {
     pub(crate) fn any(&self) -> bool {
-        self.any_node() || !self.filtered.is_empty() || !self.bitmaps.is_empty()
+        self.any_node() || !self.bitmaps.is_empty()
     }
 
     fn any_node(&self) -> bool {
-        !self.readers.is_empty() || !self.nodes.is_empty()
+        !self.readers.is_empty() || !self.filters.is_empty() || !self.nodes.is_empty()
     }
 
     /// Nodes can be removed only while their images' folders answer (see [`answer`]).
@@ -68,9 +69,9 @@ pub(crate) fn find(survey: &Survey) -> Leftovers {
         names.filter(|name| is_ours(name) && !is_of_revert(name)).map(|name| (node.node_name.clone(), name))
     });
     Leftovers {
-        filtered: filtered(survey),
+        filters: of(&|driver| driver == FILTER),
         readers: of(&|driver| driver == READER),
-        nodes: [of(&|driver| driver == FILTER), of(&is_other)].concat(),
+        nodes: of(&is_other),
         bitmaps: bitmaps.collect(),
         folders: survey.nodes.iter().filter_map(|node| folder(Path::new(&node.file))).collect(),
     }
@@ -86,13 +87,6 @@ fn folder(image: &Path) -> Option<PathBuf> {
     let run = image.parent().filter(|_| image.is_absolute())?;
     run.file_name().and_then(OsStr::to_str).filter(|name| is_ours(name.trim_start_matches('.')))?;
     run.parent().map(Path::to_owned)
-}
-
-fn filtered(survey: &Survey) -> Vec<(String, String)> {
-    let below =
-        |filter: &str| survey.edges.iter().find(|(parent, _, role)| parent == filter && role == "file").map(|(_, child, _)| child.clone());
-    let on_ours = survey.devices.iter().filter(|(_, root)| is_ours(root));
-    on_ours.filter_map(|(device, root)| Some((device.clone(), below(root)?))).collect()
 }
 
 /// Removes everything of ours from a QEMU, the guest's needs first; says in words what was done.
@@ -164,10 +158,14 @@ fn remove_nodes(qmp: &mut Qmp, found: &Leftovers, said: &mut Vec<String>) -> Res
     for node in &found.readers {
         tried("node", node, delete_node(qmp, node), said)?;
     }
-    for (device, node) in &found.filtered {
-        tried("filter of device", device, attach(qmp, device, node), said)?;
+    for filter in &found.filters {
+        let freed = take_out(qmp, filter).map_err(|error| left("filter", filter, error))?;
+        said.extend(freed.devices.iter().map(|device| format!("filter of device {device}")));
+        said.extend(
+            freed.overlays.iter().map(|image| format!("filter under {image}, a snapshot's overlay that named it as its backing format")),
+        );
     }
-    for node in &found.nodes {
+    for node in found.filters.iter().chain(&found.nodes) {
         tried("node", node, delete_node(qmp, node), said)?;
     }
     Ok(())
@@ -180,10 +178,13 @@ fn delete_node(qmp: &mut Qmp, node: &str) -> Result<()> {
 fn tried(kind: &str, name: &str, result: Result<()>, said: &mut Vec<String>) -> Result<()> {
     match result {
         Ok(()) => said.push(format!("{kind} {name}")),
-        Err(error) if error.is_unreachable() => return Err(error),
-        Err(error) => return Err(Error::LeftBehind { subject: format!("{kind} {name}"), source: Box::new(error) }),
+        Err(error) => return Err(left(kind, name, error)),
     }
     Ok(())
+}
+
+fn left(kind: &str, name: &str, error: Error) -> Error {
+    if error.is_unreachable() { error } else { Error::LeftBehind { subject: format!("{kind} {name}"), source: Box::new(error) } }
 }
 
 /// QEMU's run state: `running`, `paused`, `prelaunch`, ...

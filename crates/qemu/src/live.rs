@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use keepmark_model::facts::{DiskFacts, Power, VmFacts};
 use keepmark_model::manifest::Consistency;
+use keepmark_model::moment::{MomentStep, steps};
 use keepmark_model::pushing::{CannotPush, Push, PushPlace};
 use keepmark_model::seam::{self, Definition, Freeze, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
@@ -238,13 +239,17 @@ impl Live {
         let checkpoint = request.checkpoint.as_ref();
         let fixed = stillness.quiesced(request.freeze, |still| {
             if use_filters {
-                still.paused(|qmp| {
-                    filters::insert(qmp, targets, names, undo)?;
-                    transact(qmp, target::actions(targets, checkpoint, names), targets, checkpoint, names, undo)
+                steps().iter().try_for_each(|step| match step {
+                    MomentStep::NewBitmaps => {
+                        transact(still.qmp, target::beginning(targets, checkpoint, names), targets, checkpoint, names, undo)
+                    }
+                    MomentStep::Filters => still.paused(|qmp| filters::insert(qmp, targets, names, undo)),
+                    MomentStep::Merge => merge(still.qmp, targets, names),
                 })
             } else {
                 still.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(names.run()))?;
-                let actions = [target::actions(targets, checkpoint, names), jobs::actions(targets, names)].concat();
+                let bitmaps = [target::beginning(targets, checkpoint, names), target::merges(targets, names)].concat();
+                let actions = [bitmaps, jobs::actions(targets, names)].concat();
                 transact(still.qmp, actions, targets, checkpoint, names, undo)?;
                 let jobs = jobs::note(targets, names, undo);
                 let aside = still.qmp.aside()?;
@@ -282,13 +287,15 @@ fn images_of(disk: &Disk) -> Vec<String> {
     disk.facts.layers.iter().map(|layer| layer.image.clone()).collect()
 }
 
-// A snapshot that came in between the look and the moment shows in the images that are there after it.
+// A snapshot that came in between the look and the moment shows in the images that are there after it, and whoever paused or cleared a
+// bitmap before it went into the delta in the bitmap.
 fn check_unmoved(before: &[Disk], after: &[Disk], targets: &[Target]) -> Result<()> {
     for target in targets {
         let nodes = |disks: &[Disk]| disks::find(disks, target.name.as_str()).map(|disk| disk.nodes.clone());
         if nodes(before)? != nodes(after)? {
             return Err(Error::Changed { disk: target.name.to_string(), change: "its images changed while the moment was fixed".into() });
         }
+        target.check_still_recorded(disks::find(before, target.name.as_str())?, disks::find(after, target.name.as_str())?)?;
     }
     Ok(())
 }
@@ -365,6 +372,12 @@ pub(crate) fn transact(
         }
     }
     Ok(())
+}
+
+/// Fills the deltas, in one transaction.
+pub(crate) fn merge(qmp: &mut Qmp, targets: &[Target], names: &Temporary) -> Result<()> {
+    let actions = target::merges(targets, names);
+    if actions.is_empty() { Ok(()) } else { qmp.run("transaction", json!({ "actions": actions })) }
 }
 
 /// Once a point exists its checkpoint stays.

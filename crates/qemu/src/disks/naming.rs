@@ -8,10 +8,18 @@ use serde_json::Value;
 
 const PERIPHERAL: &str = "/machine/peripheral/";
 
+const VIRTIO: &str = "/virtio-backend";
+
+/// Whether `query-block` names a virtio-blk device so.
+#[must_use]
+pub fn is_virtio(qdev: &str) -> bool {
+    qdev.ends_with(VIRTIO)
+}
+
 /// The device's path for `qom-set`: `query-block` names virtio devices by their inner backend, and scsi ones by their bare id.
 #[must_use]
 pub fn qom_path(qdev: &str) -> String {
-    let path = qdev.strip_suffix("/virtio-backend").unwrap_or(qdev);
+    let path = qdev.strip_suffix(VIRTIO).unwrap_or(qdev);
     if path.starts_with('/') { path.to_owned() } else { format!("{PERIPHERAL}{path}") }
 }
 

@@ -114,9 +114,22 @@ pub struct Graph {
 pub struct GraphNode {
     /// Its number in this reply.
     pub id: u64,
+    /// What it is: `block-driver`, `block-backend`, `block-job`.
+    #[serde(default, rename = "type")]
+    pub kind: String,
     /// Node name, drive name or QOM path.
     #[serde(default)]
     pub name: String,
+}
+
+/// One entry of `query-jobs`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Job {
+    /// Its name.
+    pub id: String,
+    /// What it does: `mirror`, `commit`, `stream`, `backup`, ...
+    #[serde(default, rename = "type")]
+    pub kind: String,
 }
 
 /// One use of one member by another.

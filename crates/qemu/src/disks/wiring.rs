@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use keepmark_model::Size;
 use keepmark_model::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence, SkippedDisk};
 
+use super::graph::Uses;
 use super::naming::{Names, device_id, location, qom_path, stem};
-use super::reply::{Bitmap, Block, Graph, Inserted, Node};
-use super::{Disk, Survey};
+use super::reply::{Bitmap, Block, Graph, Job, Node};
+use super::{Disk, Replies, Survey};
 
 // Nodes that pass on what lies below: ours, users' own (throttling), and those that jobs put in.
 const FILTERS: [&str; 10] = [
@@ -25,38 +26,48 @@ const FILTERS: [&str; 10] = [
 // QEMU limits the depth of nothing; a chain longer than this is a loop or an accident.
 const DEPTH_MAX: usize = 1024;
 
-/// Makes disks out of the replies to `query-block`, `query-named-block-nodes` and `x-debug-query-block-graph`.
+// Their guests' commands go to the device as they are, past QEMU's block layer: no bitmap sees a write, no filter keeps what it overwrites.
+const PASSED_THROUGH: [&str; 2] = ["scsi-block", "scsi-generic"];
+
+/// Makes disks out of the replies.
 #[must_use]
-pub fn survey(blocks: Vec<Block>, nodes: Vec<Node>, graph: &Graph) -> Survey {
-    let edges = named_edges(graph);
-    let below = Below::new(&nodes, &edges);
+pub fn survey(replies: Replies) -> Survey {
+    let Replies { blocks, nodes, graph, jobs, types } = replies;
+    let mut survey = places(blocks.clone(), &graph);
+    let below = Below::new(&nodes, &survey.uses, &jobs);
     let mut names = Names::default();
-    let mut survey = Survey::default();
-    for block in blocks {
-        if let (Some(qdev), Some(inserted)) = (&block.qdev, &block.inserted) {
-            survey.devices.push((qom_path(qdev), inserted.node_name.clone()));
-        }
-        match candidate(&block) {
-            Ok((qdev, inserted)) => match below.disk(&block, qdev, inserted, &mut names) {
+    for block in &blocks {
+        match candidate(block, &types) {
+            Ok(qdev) => match below.disk(block, qdev, &mut names) {
                 Some(disk) => survey.disks.push(disk),
-                None => survey.skipped.push(skip(&block, "QEMU does not tell its image")),
+                None => survey.skipped.push(skip(block, "QEMU does not tell its image")),
             },
-            Err(why) => survey.skipped.push(skip(&block, why)),
+            Err(why) => survey.skipped.push(skip(block, why)),
         }
     }
     survey.nodes = nodes;
-    survey.edges = edges;
     survey
 }
 
-fn candidate(block: &Block) -> Result<(&str, &Inserted), &'static str> {
+/// What the devices use, and nothing else.
+#[must_use]
+pub fn places(blocks: Vec<Block>, graph: &Graph) -> Survey {
+    let uses = Uses::of(graph);
+    let place = |block: &Block| Some((qom_path(block.qdev.as_deref()?), uses.root(block)?.to_owned()));
+    let devices = blocks.iter().filter_map(place).collect();
+    Survey { devices, uses, ..Survey::default() }
+}
+
+fn candidate<'b>(block: &'b Block, types: &HashMap<String, String>) -> Result<&'b str, &'static str> {
     let Some(inserted) = &block.inserted else { return Err("it is empty") };
+    let is_passed_through = |qdev: &str| types.get(qdev).is_some_and(|kind| PASSED_THROUGH.contains(&kind.as_str()));
     match &block.qdev {
         None => Err("no device uses it"),
         Some(_) if block.removable => Err("it is a removable medium (cdrom or floppy)"),
         Some(_) if inserted.ro => Err("it is read-only"),
         Some(qdev) if qdev.contains("system.flash") || block.device.starts_with("pflash") => Err("it is firmware, not a disk"),
-        Some(qdev) => Ok((qdev, inserted)),
+        Some(qdev) if is_passed_through(qdev) => Err("it is a SCSI device passed through"),
+        Some(qdev) => Ok(qdev),
     }
 }
 
@@ -67,27 +78,20 @@ fn skip(block: &Block, why: &str) -> SkippedDisk {
     SkippedDisk { name, why: why.to_owned() }
 }
 
-fn named_edges(graph: &Graph) -> Vec<(String, String, String)> {
-    let names: HashMap<u64, &str> = graph.nodes.iter().map(|node| (node.id, node.name.as_str())).collect();
-    let name = |id: &u64| names.get(id).map(|name| (*name).to_owned());
-    graph.edges.iter().filter_map(|edge| Some((name(&edge.parent)?, name(&edge.child)?, edge.name.clone()))).collect()
-}
-
 struct Below<'a> {
     nodes: HashMap<&'a str, &'a Node>,
-    children: HashMap<(&'a str, &'a str), &'a str>,
+    uses: &'a Uses,
+    jobs: &'a [Job],
 }
 
 impl<'a> Below<'a> {
-    fn new(nodes: &'a [Node], edges: &'a [(String, String, String)]) -> Self {
-        Self {
-            nodes: nodes.iter().map(|node| (node.node_name.as_str(), node)).collect(),
-            children: edges.iter().map(|(parent, child, role)| ((parent.as_str(), role.as_str()), child.as_str())).collect(),
-        }
+    fn new(nodes: &'a [Node], uses: &'a Uses, jobs: &'a [Job]) -> Self {
+        Self { nodes: nodes.iter().map(|node| (node.node_name.as_str(), node)).collect(), uses, jobs }
     }
 
-    fn disk(&self, block: &Block, qdev: &str, inserted: &Inserted, names: &mut Names) -> Option<Disk> {
-        let chain = self.chain(&inserted.node_name);
+    fn disk(&self, block: &Block, qdev: &str, names: &mut Names) -> Option<Disk> {
+        let root = self.uses.root(block)?;
+        let chain = self.chain(root);
         let active = *chain.first()?;
         let image = location(&active.file);
         let drive = Some(block.device.clone());
@@ -102,7 +106,7 @@ impl<'a> Below<'a> {
             layers: chain.iter().map(|node| layer(node)).collect(),
         };
         let nodes = chain.iter().map(|node| node.node_name.clone()).collect();
-        Some(Disk { facts, root: inserted.node_name.clone(), qom_path: qom_path(qdev), nodes })
+        Some(Disk { facts, root: root.to_owned(), qom_path: qom_path(qdev), nodes, job: self.uses.job_on(root, self.jobs).cloned() })
     }
 
     // The images from the active one down, filters left out.
@@ -122,8 +126,7 @@ impl<'a> Below<'a> {
     }
 
     fn child(&self, node: &Node, role: &str) -> Option<&'a Node> {
-        let name = self.children.get(&(node.node_name.as_str(), role))?;
-        self.nodes.get(name).copied()
+        self.nodes.get(self.uses.child(&node.node_name, role)?).copied()
     }
 }
 
@@ -171,18 +174,36 @@ mod tests {
     use super::*;
 
     // The same VM under two versions: virtio-blk on an overlay, an anonymous drive, scsi, an empty cdrom, a drive without device.
-    fn recorded() -> [Survey; 2] {
+    fn replies() -> [Replies; 2] {
         macro_rules! read {
             ($version:literal) => {
-                survey(
-                    serde_json::from_str(include_str!(concat!("../../tests/data/qemu-", $version, "/query-block.json"))).unwrap(),
-                    serde_json::from_str(include_str!(concat!("../../tests/data/qemu-", $version, "/query-named-block-nodes.json")))
+                Replies {
+                    blocks: serde_json::from_str(include_str!(concat!("../../tests/data/qemu-", $version, "/query-block.json"))).unwrap(),
+                    nodes: serde_json::from_str(include_str!(concat!("../../tests/data/qemu-", $version, "/query-named-block-nodes.json")))
                         .unwrap(),
-                    &serde_json::from_str(include_str!(concat!("../../tests/data/qemu-", $version, "/block-graph.json"))).unwrap(),
-                )
+                    graph: serde_json::from_str(include_str!(concat!("../../tests/data/qemu-", $version, "/block-graph.json"))).unwrap(),
+                    ..Replies::default()
+                }
             };
         }
         [read!("10.0"), read!("7.2")]
+    }
+
+    fn recorded() -> [Survey; 2] {
+        replies().map(survey)
+    }
+
+    #[test]
+    fn a_disk_that_is_passed_through_is_left_out() {
+        for kind in ["scsi-block", "scsi-generic", "scsi-hd"] {
+            for mut replies in replies() {
+                replies.types.insert("sc".into(), kind.into());
+                let survey = survey(replies);
+                let is_skipped = survey.skipped.iter().any(|disk| disk.name == "sc" && disk.why == "it is a SCSI device passed through");
+                let is_disk = survey.disks.iter().any(|disk| disk.facts.name.as_str() == "sc");
+                assert_eq!((is_skipped, is_disk), (kind != "scsi-hd", kind == "scsi-hd"), "{kind}");
+            }
+        }
     }
 
     #[test]
@@ -211,7 +232,10 @@ mod tests {
     fn a_loop_in_the_graph_ends() {
         let node = |name: &str| serde_json::from_value::<Node>(serde_json::json!({"node-name": name, "drv": "qcow2"})).unwrap();
         let nodes = [node("a"), node("b")];
-        let edges = [("a".into(), "b".into(), "backing".into()), ("b".into(), "a".into(), "backing".into())];
-        assert_eq!(Below::new(&nodes, &edges).chain("a").len(), DEPTH_MAX);
+        let member = |id: u64, name: &str| serde_json::json!({"id": id, "type": "block-driver", "name": name});
+        let edge = |parent: u64, child: u64| serde_json::json!({"parent": parent, "child": child, "name": "backing"});
+        let graph = serde_json::json!({"nodes": [member(1, "a"), member(2, "b")], "edges": [edge(1, 2), edge(2, 1)]});
+        let uses = Uses::of(&serde_json::from_value(graph).unwrap());
+        assert_eq!(Below::new(&nodes, &uses, &[]).chain("a").len(), DEPTH_MAX);
     }
 }

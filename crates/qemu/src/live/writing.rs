@@ -13,15 +13,16 @@ use keepmark_model::seam::{self, FrozenDisk};
 use keepmark_model::writing::{DiskChanges, Unfinished, WriteRequest, Writing};
 use serde_json::json;
 
-use super::{Live, transact};
+use super::{Live, merge, transact};
 use crate::changes::NbdChanges;
 use crate::disk::{Opening, open};
 use crate::disks::{self, Disk, Survey};
 use crate::error::{Error, Result};
 use crate::hazards;
 use crate::leftovers::status;
+use crate::point::attach::exchange;
 use crate::point::target::{self, Target};
-use crate::point::undo::{Step, Undo, attach, delete_export};
+use crate::point::undo::{Step, Undo, delete_export};
 use crate::point::{export, opening_of};
 use crate::qmp::Qmp;
 use crate::temporary::{REVERTING, Temporary, is_ours};
@@ -63,17 +64,23 @@ pub(super) fn marks(survey: &Survey) -> Vec<(String, Mark)> {
 
 /// Gives the devices of a dead run's half written disks their nodes back, so that they can be found; the marks stay.
 pub(super) fn put_back(qmp: &mut Qmp, survey: &Survey) -> Result<()> {
-    let writers = export::list(qmp)?.into_iter().map(|export| export.id).filter(|id| is_ours(id) && !id.contains(&format!("-{HOLDER}")));
-    for id in writers {
-        delete_export(qmp, &id)?;
+    let exports = export::list(qmp)?;
+    for writer in exports.iter().filter(|export| is_ours(&export.id) && !export.id.contains(&format!("-{HOLDER}"))) {
+        delete_export(qmp, &writer.id)?;
     }
     for (_, mark) in marks(survey) {
-        let is_aside = survey.devices.iter().any(|(device, root)| *device == mark.qom_path && is_ours(root));
-        if is_aside {
-            attach(qmp, &mark.qom_path, &mark.root)?;
-        }
+        let Some(stand_in) = survey.root_of(&mark.qom_path).filter(|root| is_ours(root)) else { continue };
+        // What is held may be an overlay of the disk's by now.
+        let held = exports.iter().find(|export| Some(&export.id) == holder_of(stand_in).as_ref());
+        exchange(qmp, &mark.qom_path, stand_in, held.map_or(&mark.root, |export| &export.node))?;
     }
     Ok(())
+}
+
+/// The export that keeps the disk whose device uses this stand-in.
+fn holder_of(stand_in: &str) -> Option<String> {
+    let (run, number) = stand_in.rsplit_once('-')?;
+    Some(format!("{run}-{HOLDER}{}", number.strip_prefix(STAND_IN)?))
 }
 
 /// Disks that are being written.
@@ -125,12 +132,14 @@ impl Live {
             _workspace: workspace,
         };
         let (qmp, undo) = (&mut writing.live.qmp, &mut writing.undo);
-        transact(qmp, target::actions(&targets, None, &names), &targets, None, &names, undo)?;
+        transact(qmp, target::beginning(&targets, None, &names), &targets, None, &names, undo)?;
         // Before the server, which bears no name: only what is there beside it says that it is ours.
         add_stand_ins(qmp, &targets, &names, undo)?;
         export::start_server(qmp, &socket, undo)?;
         replace_marks(qmp, &marks(&survey), &writing.marks)?;
         set_aside(qmp, &targets, &names, undo)?;
+        // Now that no guest can write to them, however early somebody starts it.
+        merge(qmp, &targets, &names)?;
         let roots: Vec<String> = targets.iter().map(|target| target.root.clone()).collect();
         let manner = export::Manner { search, writable: true };
         writing.openings = export::add_exports(qmp, &targets, &roots, &names, manner, &socket, undo)?;
@@ -170,9 +179,11 @@ fn set_aside(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Un
     for target in targets {
         let (holder, stand_in) = (names.node(HOLDER, target.number), names.node(STAND_IN, target.number));
         qmp.run("block-export-add", json!({ "type": "nbd", "id": holder, "node-name": target.root, "name": holder, "writable": false }))?;
-        undo.push(Step::DeleteExport(holder));
-        attach(qmp, &target.qom_path, &stand_in)?;
-        undo.push(Step::Attach { qom_path: target.qom_path.clone(), node: target.root.clone() });
+        undo.push(Step::DeleteExport(holder.clone()));
+        undo.push(Step::PutBack { device: target.qom_path.clone(), stand_in: stand_in.clone(), holder });
+        if !exchange(qmp, &target.qom_path, &target.root, &stand_in)? {
+            return Err(Error::Changed { disk: target.name.to_string(), change: "its device uses another node now".into() });
+        }
     }
     Ok(())
 }
@@ -232,5 +243,7 @@ mod tests {
         let mark = Mark { backup: "3f9a1c0d".into(), root: "#block123".into(), qom_path: "/machine/peripheral-anon/device[0]".into() };
         assert_eq!(Mark::parse(&mark.name()), Some(mark));
         assert_eq!(Mark::parse("km1tmp-paused-x:y:z"), None);
+        assert_eq!(holder_of("km1tmp-n1n2-n12").as_deref(), Some("km1tmp-n1n2-h12"));
+        assert_eq!(holder_of("km1tmp-n1n2-c12"), None);
     }
 }

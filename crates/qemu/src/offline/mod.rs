@@ -20,7 +20,7 @@ use crate::disks::naming::{Names, stem};
 use crate::disks::reply::Node;
 use crate::disks::{Disk, naming};
 use crate::error::{Error, Result};
-use crate::live::{keep_checkpoint, transact};
+use crate::live::{keep_checkpoint, merge, transact};
 use crate::point::undo::Undo;
 use crate::point::{Guards, Point, export, target};
 use crate::temporary::Temporary;
@@ -214,8 +214,8 @@ impl Offline {
             _workspace: workspace,
         };
         let checkpoint = request.checkpoint.as_ref();
-        let actions = target::actions(&targets, checkpoint, &names);
-        transact(point.qmp, actions, &targets, checkpoint, &names, &mut point.undo)?;
+        transact(point.qmp, target::beginning(&targets, checkpoint, &names), &targets, checkpoint, &names, &mut point.undo)?;
+        merge(point.qmp, &targets, &names)?;
         export::start_server(point.qmp, &socket, &mut point.undo)?;
         let exported: Vec<String> = targets.iter().map(|target| target.active.clone()).collect();
         let manner = export::Manner { search: export::Search::Node, writable: false };

@@ -59,7 +59,7 @@ pub(crate) fn disk(number: usize, name: &DiskName, layers: &[Layer], nodes: &[No
         persistence: persistence(&active.drv, active.image.compat()),
         layers: found.iter().map(|node| layer(node)).collect(),
     };
-    Some(Disk { facts, root: active.node_name.clone(), qom_path: String::new(), nodes: names })
+    Some(Disk { facts, root: active.node_name.clone(), qom_path: String::new(), nodes: names, job: None })
 }
 
 #[cfg(test)]

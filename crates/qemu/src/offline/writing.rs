@@ -12,7 +12,7 @@ use super::{Offline, probe};
 use crate::changes::NbdChanges;
 use crate::disk::{Opening, open};
 use crate::error::Result;
-use crate::live::transact;
+use crate::live::{merge, transact};
 use crate::point::undo::Undo;
 use crate::point::{export, opening_of, target};
 use crate::temporary::Temporary;
@@ -58,7 +58,8 @@ impl Offline {
         };
         let qmp = &mut writing.offline.daemon(true)?.qmp;
         let undo = &mut writing.undo;
-        transact(qmp, target::actions(&targets, None, &names), &targets, None, &names, undo)?;
+        transact(qmp, target::beginning(&targets, None, &names), &targets, None, &names, undo)?;
+        merge(qmp, &targets, &names)?;
         export::start_server(qmp, &socket, undo)?;
         let active: Vec<String> = targets.iter().map(|target| target.active.clone()).collect();
         let manner = export::Manner { search: export::Search::Node, writable: true };

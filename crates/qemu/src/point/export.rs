@@ -21,6 +21,9 @@ pub(crate) struct Export {
     pub(crate) id: String,
     #[serde(rename = "type")]
     pub(crate) kind: String,
+    /// What it exports now.
+    #[serde(rename = "node-name", default)]
+    pub(crate) node: String,
 }
 
 /// QEMU's exports, everyone's.

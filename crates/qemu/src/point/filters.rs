@@ -4,15 +4,18 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::attach;
 use super::scratch;
 use super::target::Target;
-use super::undo::{Step, Undo, attach};
-use crate::error::{Result, text};
+use super::undo::{Step, Undo};
+use crate::error::{Error, Result, text};
+use crate::leftovers::status;
 use crate::qmp::Qmp;
 use crate::temporary::Temporary;
 
 // How long a guest's write may wait for its old content to be saved before the backup is broken instead.
 const COPY_SECONDS_MAX: u32 = 10;
+const RESUMED: [&str; 2] = ["RESUME", "WAKEUP"];
 
 /// Opens the scratch images in QEMU; see [`super::scratch`] for why their files go at once, and are never flushed.
 ///
@@ -53,16 +56,29 @@ pub fn add_filters(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &
     Ok(())
 }
 
-/// Puts the filters between the devices and their disks. The VM must stand still, or the disks get different moments.
+/// Puts the filters between the devices and their disks. The VM must stand still, or the disks get different moments: if somebody lets it
+/// run meanwhile, that is an error.
 ///
 /// # Errors
-/// When QEMU refuses.
+/// When a device does not use its disk any more, the VM was resumed, or QEMU refuses.
 pub fn insert(qmp: &mut Qmp, targets: &[Target], names: &Temporary, undo: &mut Undo) -> Result<()> {
-    for target in targets {
-        undo.push(Step::Attach { qom_path: target.qom_path.clone(), node: target.root.clone() });
-        attach(qmp, &target.qom_path, &names.node("c", target.number))?;
+    let places: Vec<_> = targets.iter().map(|target| (target.qom_path.as_str(), names.node("c", target.number))).collect();
+    places.iter().for_each(|(_, filter)| undo.push(Step::TakeOut(filter.clone())));
+    let resumed_before = resumptions(qmp);
+    attach::insert(qmp, &places)?;
+    // QEMU tells in order: what happened before this answer has been heard.
+    let is_running = status(qmp)? == "running";
+    match targets {
+        [first, _, ..] if is_running || resumptions(qmp) != resumed_before => {
+            let change = "somebody resumed the VM while the moment of its disks was fixed".into();
+            Err(Error::Changed { disk: first.name.to_string(), change })
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn resumptions(qmp: &Qmp) -> usize {
+    RESUMED.iter().map(|event| qmp.heard(event)).sum()
 }
 
 /// Makes the frozen content readable; gives the nodes to export.

@@ -1,6 +1,7 @@
 //! A frozen point: one moment of several disks, exported over a private NBD server inside QEMU, and its end.
 
 pub mod answer;
+pub(crate) mod attach;
 pub mod export;
 pub mod filters;
 pub mod jobs;
@@ -82,7 +83,10 @@ impl Point<'_> {
             Err(error) if has_leftovers(self.qmp)? => {
                 Err(Error::LeftBehind { subject: "all of the frozen point".into(), source: Box::new(error) })
             }
-            _ => Ok(()),
+            _ => match self.undo.repaired() {
+                overlays if overlays.is_empty() => Ok(()),
+                overlays => Err(Error::Snapshotted { overlays: overlays.join(", ") }),
+            },
         }
     }
 }

@@ -54,10 +54,29 @@ pub enum Delta {
     Everything,
 }
 
+impl Target {
+    /// Whether the bitmaps of its delta went on recording between two looks.
+    ///
+    /// # Errors
+    /// When one of them did not.
+    pub fn check_still_recorded(&self, before: &Disk, after: &Disk) -> Result<()> {
+        let Delta::Bitmaps { checkpoint, .. } = &self.delta else { return Ok(()) };
+        let changed = |change: String| Error::Changed { disk: self.name.to_string(), change };
+        recorded(&after.facts, checkpoint).map_err(|doubt| changed(doubt.to_string()))?;
+        let marked = |disk: &Disk| {
+            let bitmaps = disk.facts.bitmaps().filter(|bitmap| bitmap.name == checkpoint.as_str());
+            bitmaps.map(|bitmap| bitmap.dirty.0).collect::<Vec<_>>()
+        };
+        let is_cleared = marked(before).iter().zip(marked(after)).any(|(before, after)| *before > after);
+        if is_cleared { Err(changed("somebody cleared its bitmap while the moment was fixed".into())) } else { Ok(()) }
+    }
+}
+
 /// Finds the request's disks and their deltas.
 ///
 /// # Errors
-/// When a disk is unknown, has no bitmap of the checkpoint, or has one that cannot be believed (any more).
+/// When a disk is unknown, a job of somebody else's works on it, several devices use it, it has no bitmap of the checkpoint, or one
+/// that cannot be believed (any more).
 pub fn targets(disks: &[Disk], nodes: &[Node], request: &PointRequest) -> Result<Vec<Target>> {
     if request.disks.is_empty() {
         return Err(Error::Usage { what: "list of disks", value: String::new(), problem: "there is none to back up".into() });
@@ -65,6 +84,7 @@ pub fn targets(disks: &[Disk], nodes: &[Node], request: &PointRequest) -> Result
     let sizes: HashMap<&str, u64> = nodes.iter().map(|node| (node.node_name.as_str(), node.image.virtual_size)).collect();
     let target = |(number, wanted): (usize, &keepmark_model::seam::PointDisk)| {
         let disk = find(disks, wanted.name.as_str())?;
+        check_free(disks, disk)?;
         Ok(Target {
             number,
             name: disk.facts.name.clone(),
@@ -78,6 +98,19 @@ pub fn targets(disks: &[Disk], nodes: &[Node], request: &PointRequest) -> Result
         })
     };
     request.disks.iter().enumerate().map(target).collect()
+}
+
+// A job will put another node under the device, or another image; two devices on one node leave a filter only one of them.
+fn check_free(disks: &[Disk], disk: &Disk) -> Result<()> {
+    let name = || disk.facts.name.to_string();
+    if let Some(job) = &disk.job {
+        return Err(Error::JobRuns { disk: name(), job: job.id.clone(), kind: job.kind.clone() });
+    }
+    let is_other = |other: &&Disk| other.qom_path != disk.qom_path && other.active() == disk.active();
+    match disks.iter().find(is_other) {
+        Some(other) => Err(Error::SharedNode { disk: name(), other: other.facts.name.to_string() }),
+        None => Ok(()),
+    }
 }
 
 fn delta(disk: &Disk, checkpoint: &CheckpointName, sizes: &HashMap<&str, u64>) -> Result<Delta> {
@@ -94,26 +127,35 @@ fn delta(disk: &Disk, checkpoint: &CheckpointName, sizes: &HashMap<&str, u64>) -
     Ok(Delta::Bitmaps { checkpoint: checkpoint.clone(), nodes, granularity })
 }
 
-/// The actions that, in one transaction, start the checkpoint on all disks and fix their deltas.
+/// The actions that start the checkpoint on all disks, and put an empty bitmap for the delta beside it.
 #[must_use]
-pub fn actions(targets: &[Target], checkpoint: Option<&CheckpointName>, names: &Temporary) -> Vec<Value> {
+pub fn beginning(targets: &[Target], checkpoint: Option<&CheckpointName>, names: &Temporary) -> Vec<Value> {
     let mut actions = Vec::new();
     for target in targets {
         if let Some(checkpoint) = checkpoint {
             actions.push(add(&json!({ "node": target.active, "name": checkpoint.as_str(), "persistent": target.stored })));
         }
-        if let Delta::Bitmaps { checkpoint, nodes, granularity } = &target.delta {
+        if let Delta::Bitmaps { granularity, .. } = &target.delta {
             let mut bitmap = json!({ "node": target.active, "name": names.delta(), "persistent": false, "disabled": true });
             if *granularity != 0 {
                 bitmap["granularity"] = (*granularity).into();
             }
             actions.push(add(&bitmap));
-            let sources: Vec<Value> = nodes.iter().map(|node| json!({ "node": node, "name": checkpoint.as_str() })).collect();
-            let merge = json!({ "node": target.active, "target": names.delta(), "bitmaps": sources });
-            actions.push(json!({ "type": "block-dirty-bitmap-merge", "data": merge }));
         }
     }
     actions
+}
+
+/// The actions that fill the deltas with what the base's bitmaps, of all layers, have recorded until now.
+#[must_use]
+pub fn merges(targets: &[Target], names: &Temporary) -> Vec<Value> {
+    let merge = |target: &Target| {
+        let Delta::Bitmaps { checkpoint, nodes, .. } = &target.delta else { return None };
+        let sources: Vec<Value> = nodes.iter().map(|node| json!({ "node": node, "name": checkpoint.as_str() })).collect();
+        let merge = json!({ "node": target.active, "target": names.delta(), "bitmaps": sources });
+        Some(json!({ "type": "block-dirty-bitmap-merge", "data": merge }))
+    };
+    targets.iter().filter_map(merge).collect()
 }
 
 fn add(bitmap: &Value) -> Value {
@@ -154,7 +196,21 @@ mod tests {
             persistence: Persistence::Stored,
             layers,
         };
-        Disk { facts, root: "filter".into(), qom_path: "/machine/peripheral/vda".into(), nodes }
+        Disk { facts, root: "filter".into(), qom_path: "/machine/peripheral/vda".into(), nodes, job: None }
+    }
+
+    #[test]
+    fn a_disk_with_a_job_or_a_second_device_is_refused_by_name() {
+        let bare = || disk(vec![LayerFacts { image: "x".into(), bitmaps: vec![] }]);
+        let mut worked_on = bare();
+        worked_on.job = Some(crate::disks::reply::Job { id: "mj".into(), kind: "mirror".into() });
+        let error = targets(&[worked_on], &[], &request("vda", None)).unwrap_err();
+        assert!(matches!(&error, Error::JobRuns { job, kind, .. } if job == "mj" && kind == "mirror"), "{error}");
+        let mut second = bare();
+        second.facts.name = DiskName::new("vdb").unwrap();
+        second.qom_path = "/machine/peripheral/vdb".into();
+        let error = targets(&[bare(), second], &[], &request("vda", None)).unwrap_err();
+        assert!(matches!(&error, Error::SharedNode { other, .. } if other == "vdb"), "{error}");
     }
 
     fn request(disk: &str, since: Option<&str>) -> PointRequest {
@@ -178,7 +234,8 @@ mod tests {
         let nodes = [node("n0", 1 << 20), node("n1", 1 << 20)];
         let targets = targets(&disks, &nodes, &request("vda", Some(OLD))).unwrap();
         let new = CheckpointName::parse("km1-20261123T180000Z-3f9a1c0d7be2").unwrap();
-        insta::assert_json_snapshot!(actions(&targets, Some(&new), &Temporary::new("r")));
+        let names = Temporary::new("r");
+        insta::assert_json_snapshot!([beginning(&targets, Some(&new), &names), merges(&targets, &names)].concat());
     }
 
     #[test]
@@ -193,12 +250,29 @@ mod tests {
     }
 
     #[test]
+    fn a_bitmap_that_was_paused_or_cleared_around_the_moment_is_refused() {
+        let marked = |dirty: u64, recording: bool| {
+            let mut layer = layer(65_536);
+            (layer.bitmaps[0].dirty, layer.bitmaps[0].recording) = (Size(dirty), recording);
+            disk(vec![layer])
+        };
+        let before = marked(131_072, true);
+        let target = &targets(std::slice::from_ref(&before), &[node("n0", 1 << 20)], &request("vda", Some(OLD))).unwrap()[0];
+        for (after, is_fine) in
+            [(marked(131_072, true), true), (marked(196_608, true), true), (marked(65_536, true), false), (marked(131_072, false), false)]
+        {
+            assert_eq!(target.check_still_recorded(&before, &after).is_ok(), is_fine, "{:?}", after.facts.layers);
+        }
+    }
+
+    #[test]
     fn layers_of_different_size_make_everything_count_as_changed() {
         let disks = [disk(vec![layer(65_536), layer(65_536)])];
         let nodes = [node("n0", 1 << 20), node("n1", 1 << 19)];
         let targets = targets(&disks, &nodes, &request("vda", Some(OLD))).unwrap();
         assert_eq!(targets[0].delta, Delta::Everything);
-        assert!(actions(&targets, None, &Temporary::new("r")).is_empty());
+        let names = Temporary::new("r");
+        assert!(beginning(&targets, None, &names).is_empty() && merges(&targets, &names).is_empty());
     }
 
     #[test]

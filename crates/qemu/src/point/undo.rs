@@ -1,16 +1,17 @@
-//! The steps that take keepmark out of QEMU again, noted before each thing is done, run in reverse.
+//! The steps that take keepmark out of QEMU again, run in reverse. A step is noted after its thing was done, or does nothing where it was not.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::attach::{exchange, take_out};
 use super::export;
 use crate::error::{Error, Result};
 use crate::leftovers::status;
 use crate::qmp::Qmp;
 
 // How long QEMU may take to let go of an export or a cancelled job.
-const LET_GO: Duration = Duration::from_secs(30);
+pub(super) const LET_GO: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(2);
 
 /// One thing to take back.
@@ -18,12 +19,16 @@ const POLL: Duration = Duration::from_millis(2);
 pub enum Step {
     /// `blockdev-del`.
     DeleteNode(String),
-    /// `qom-set drive`: give the device its own node back.
-    Attach {
+    /// A filter of ours leaves whatever uses it to what lies below it.
+    TakeOut(String),
+    /// A device that uses a stand-in of ours gets its disk back: what an export of ours holds.
+    PutBack {
         /// The device.
-        qom_path: String,
-        /// Its own node.
-        node: String,
+        device: String,
+        /// The stand-in.
+        stand_in: String,
+        /// The export that keeps the disk's node.
+        holder: String,
     },
     /// Temporary bitmaps, or a checkpoint's that came to nothing.
     RemoveBitmap {
@@ -46,6 +51,8 @@ pub enum Step {
 #[derive(Debug, Default)]
 pub struct Undo {
     steps: Vec<Step>,
+    /// What was found between filters and devices that somebody else has put there, in words.
+    repaired: Vec<String>,
 }
 
 impl Undo {
@@ -72,7 +79,7 @@ impl Undo {
     pub fn run(&mut self, qmp: &mut Qmp) -> Result<()> {
         let mut first = Ok(());
         while let Some(step) = self.steps.pop() {
-            let result = step.run(qmp);
+            let result = self.take_back(&step, qmp);
             let is_over = result.as_ref().is_err_and(Error::is_unreachable);
             if first.is_ok() {
                 first = result;
@@ -83,13 +90,25 @@ impl Undo {
         }
         first
     }
+
+    /// What somebody else has put on a filter of ours meanwhile, and was repaired.
+    pub fn repaired(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.repaired)
+    }
+
+    fn take_back(&mut self, step: &Step, qmp: &mut Qmp) -> Result<()> {
+        let Step::TakeOut(node) = step else { return step.run(qmp) };
+        self.repaired.extend(take_out(qmp, node)?.overlays);
+        Ok(())
+    }
 }
 
 impl Step {
     fn run(&self, qmp: &mut Qmp) -> Result<()> {
         match self {
             Self::DeleteNode(name) => qmp.run("blockdev-del", json!({ "node-name": name })),
-            Self::Attach { qom_path, node } => attach(qmp, qom_path, node),
+            Self::TakeOut(node) => take_out(qmp, node).map(drop),
+            Self::PutBack { device, stand_in, holder } => put_back(qmp, device, stand_in, holder),
             Self::RemoveBitmap { node, name } => qmp.run("block-dirty-bitmap-remove", json!({ "node": node, "name": name })),
             Self::StopServer => qmp.run("nbd-server-stop", Value::Null),
             Self::DeleteExport(id) => delete_export(qmp, id),
@@ -99,9 +118,10 @@ impl Step {
     }
 }
 
-/// Makes a device use another node.
-pub(crate) fn attach(qmp: &mut Qmp, qom_path: &str, node: &str) -> Result<()> {
-    qmp.run("qom-set", json!({ "path": qom_path, "property": "drive", "value": node }))
+/// Gives a device that uses a stand-in the node that an export holds for it; by now that may be an overlay of the disk's.
+pub(crate) fn put_back(qmp: &mut Qmp, device: &str, stand_in: &str, holder: &str) -> Result<()> {
+    let held = export::list(qmp)?.into_iter().find(|export| export.id == holder).map(|export| export.node);
+    held.map_or(Ok(()), |node| exchange(qmp, device, stand_in, &node).map(drop))
 }
 
 // Asked rather than told by an event: not every way to a monitor brings events.

@@ -157,6 +157,12 @@ impl Qmp {
         }
     }
 
+    /// How many of the kept events are of this kind.
+    #[must_use]
+    pub fn heard(&self, name: &str) -> usize {
+        self.events.iter().filter(|event| event.name == name).count()
+    }
+
     fn greeting(&mut self) -> Result<Version> {
         let deadline = Instant::now() + self.timeout;
         match self.message("(greeting)", deadline, self.timeout)? {
