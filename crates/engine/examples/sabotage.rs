@@ -15,7 +15,7 @@ use keepmark_testkit::sim::{BREAKS, Break};
 const SEEDS_MAX: u64 = 10_000;
 
 /// Rules of the derivation and of the engine, in words.
-const RULES: [(Rule, &str); 17] = [
+const RULES: [(Rule, &str); 19] = [
     (Rule::Inconsistent, "trust an inconsistent bitmap"),
     (Rule::Disabled, "trust a disabled bitmap"),
     (Rule::Busy, "treat a busy bitmap as fine"),
@@ -33,6 +33,8 @@ const RULES: [(Rule, &str); 17] = [
     (Rule::Orphans, "leave checkpoints that were never published"),
     (Rule::Anchor, "make a differential from the newest checkpoint"),
     (Rule::AnchorStays, "remove the last full's checkpoint"),
+    (Rule::MomentOrder, "filters first, new bitmaps after them"),
+    (Rule::StoreTag, "remove what a copied manifest names"),
 ];
 
 fn main() -> ExitCode {

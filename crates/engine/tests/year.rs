@@ -71,7 +71,7 @@ struct Year {
 
 fn disk(number: u32, name: &str) -> SimDisk {
     let layers = vec![Layer::new(FIRST_IMAGE + number, Format::Qcow2, 1, 40)];
-    SimDisk { name: DiskName::new(name).or_fail("a name"), layers, attached: true, granularity: 1, copies: Vec::new() }
+    SimDisk::new(DiskName::new(name).or_fail("a name"), layers, 1)
 }
 
 impl Year {

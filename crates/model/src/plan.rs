@@ -149,7 +149,8 @@ pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[Stored
         facts.disks.iter().flat_map(|disk| bases_of(&disk.name, sequence)).map(|base| base.checkpoint).collect();
     let published = |name: &CheckpointName| sequence.iter().any(|backup| backup.manifest.checkpoint.as_ref() == Some(name));
     let mut names = present_checkpoints(facts);
-    let ours = |name: &CheckpointName| broken(Rule::OtherStores) || name.is_for(store) && (published(name) || !broken(Rule::Orphans));
+    let is_own = |name: &CheckpointName| name.is_for(store) || broken(Rule::StoreTag) && published(name);
+    let ours = |name: &CheckpointName| broken(Rule::OtherStores) || is_own(name) && (published(name) || !broken(Rule::Orphans));
     names.retain(|(name, worthless)| *worthless || !needed.contains(&name) && (ours(name) || given_up(name, hold)));
     names.into_iter().map(|(name, _)| name).collect()
 }

@@ -40,6 +40,8 @@ pub enum Rule {
     AnchorStays,
     /// The new bitmaps start before the moment.
     MomentOrder,
+    /// A checkpoint that a manifest names is its own store's, wherever the manifest is.
+    StoreTag,
 }
 
 /// Whether a rule is broken on purpose: never, in a shipped build.

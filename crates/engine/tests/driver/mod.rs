@@ -19,7 +19,7 @@ use keepmark_testkit::sim::{Break, Kinds, Outcome, Program, STEPS, Senses, Stats
 fn keepmark(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, audit: AuditWish, senses: &Senses<'_>) -> Result<()> {
     let job = BackupJob {
         request: request.clone(),
-        freeze: Freeze::Never,
+        freeze: Freeze::IfPossible { deadline: Duration::from_secs(1) },
         mode: Mode::Pull,
         audit,
         hold_checkpoints: None,

@@ -140,7 +140,7 @@ fn made(number: u32, spec: &DiskSpec) -> SimDisk {
     let granularity = if spec.raw { 4 } else { cluster.min(4) };
     let name = DiskName::new(spec.name).or_fail("a disk's name");
     let layers = vec![Layer::new(FIRST_IMAGE + number, format, cluster, units)];
-    SimDisk { name, layers, attached: true, granularity, copies: Vec::new() }
+    SimDisk::new(name, layers, granularity)
 }
 
 fn place(units: u64) -> usize {

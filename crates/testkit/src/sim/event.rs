@@ -3,120 +3,13 @@
 use keepmark_model::DiskName;
 use keepmark_model::facts::Power;
 
+use super::device::Device;
 use super::image::{ATOMS_MAX, Bitmap, Cell, Format, Layer, SimDisk, mask};
 use super::machine::Machine;
+use super::others::other_files;
 use super::world::World;
 
-/// Kinds of events, each with its weight in a history and the words for it.
-macro_rules! events {
-    ($($(#[$doc:meta])* $name:ident = $weight:literal, $words:literal;)*) => {
-        /// What happens.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum EventKind {
-            $($(#[$doc])* $name,)*
-        }
-
-        /// Every kind with its weight.
-        pub const EVENTS: &[(EventKind, u32)] = &[$((EventKind::$name, $weight)),*];
-
-        impl EventKind {
-            /// The event in words.
-            #[must_use]
-            pub fn words(self) -> &'static str {
-                match self {
-                    $(Self::$name => $words,)*
-                }
-            }
-        }
-    };
-}
-
-events! {
-    /// Guest.
-    Write = 300, "the guest writes";
-    /// Guest.
-    WriteZeros = 25, "the guest writes zeros";
-    /// Guest.
-    Discard = 25, "the guest discards";
-    /// User.
-    PowerOn = 60, "the VM is started";
-    /// User.
-    PowerOff = 14, "the VM is shut down";
-    /// Accident.
-    KillQemu = 10, "QEMU is killed";
-    /// User.
-    Pause = 4, "the user pauses the VM";
-    /// User.
-    Resume = 8, "the user resumes the VM";
-    /// User.
-    Resize = 8, "the disk is resized";
-    /// User.
-    ShrinkAndGrow = 8, "the disk is shrunk and grown back";
-    /// User.
-    Snapshot = 8, "an external snapshot is taken";
-    /// libvirt.
-    ManagedSnapshot = 6, "libvirt takes an external snapshot, with bitmaps";
-    /// User.
-    Commit = 8, "the active image is committed into its backing image";
-    /// libvirt.
-    ManagedCommit = 5, "libvirt commits the active image, with bitmaps";
-    /// User.
-    Stream = 4, "the backing images are streamed into the active one";
-    /// User.
-    Mirror = 3, "the disk is mirrored to another file";
-    /// User.
-    Convert = 2, "qemu-img convert writes the image anew";
-    /// User.
-    ConvertWithBitmaps = 2, "qemu-img convert --bitmaps writes the image anew";
-    /// Host.
-    Copy = 10, "the host copies the image";
-    /// Host.
-    Rollback = 8, "the image is rolled back to an older copy";
-    /// User.
-    Clone = 2, "the VM is cloned, identity and all";
-    /// User.
-    EditFile = 4, "a tool that knows no bitmaps writes into the image";
-    /// User.
-    PunchFile = 3, "a tool that knows no bitmaps makes holes in the image";
-    /// User.
-    EditBacking = 2, "a backing image is changed under the active one";
-    /// User.
-    DropBitmaps = 3, "qemu-img amend drops all bitmaps";
-    /// Another tool.
-    AddForeign = 5, "another tool starts a bitmap of its own";
-    /// Another tool.
-    RemoveOurs = 3, "another tool removes a bitmap of ours";
-    /// Another tool.
-    DisableOurs = 6, "another tool disables a bitmap of ours";
-    /// Another tool.
-    EnableOurs = 3, "another tool enables a bitmap of ours";
-    /// Another tool.
-    ClearOurs = 2, "another tool clears a bitmap of ours";
-    /// Another tool.
-    HoldOurs = 5, "another job holds a bitmap of ours";
-    /// Another tool.
-    ReleaseOurs = 6, "the other job lets go of the bitmaps";
-    /// User.
-    Detach = 3, "the disk is unplugged";
-    /// User.
-    Attach = 8, "the disk is plugged in";
-    /// User.
-    Replace = 3, "the disk is replaced by another, new one";
-    /// User.
-    Swap = 3, "two disks change places";
-    /// User.
-    CopyOverSibling = 1, "the image is overwritten by a copy of another disk of the VM";
-    /// User.
-    Restore = 5, "an old backup is written back into the running VM";
-    /// User.
-    DeleteBackup = 14, "a backup is deleted";
-    /// Host.
-    CutStore = 8, "the store's host loses its power";
-    /// Host.
-    PowerCut = 6, "the VM's host loses its power";
-    /// Host.
-    ClockBack = 2, "the clock is set back";
-}
+pub use super::kinds::{EVENTS, EventKind};
 
 /// An event with its choices, each taken modulo what there is to choose from: every event fits every state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +30,10 @@ impl World {
     /// Lets an event happen. Gives whether it could.
     pub fn happen(&mut self, event: Event) -> bool {
         let machine = usize::from(event.machine) % self.machines.len();
-        let done = self.happen_to_store(event) || self.happen_to_machine(machine, event) || self.happen_to_disk(machine, event);
+        let done = self.happen_to_store(event)
+            || self.happen_to_machine(machine, event)
+            || self.happen_to_disk(machine, event)
+            || self.happen_by_others(machine, event);
         if done && self.is_telling() {
             let disks = &self.machines[machine].disks;
             let disk = disks.get(usize::from(event.disk) % disks.len()).map_or("", |disk| disk.name.as_str());
@@ -176,7 +72,7 @@ impl World {
         }
         let machine = &mut self.machines[index];
         match event.kind {
-            EventKind::PowerOn if machine.power == Power::Off && machine.opened.is_none() => machine.start(),
+            EventKind::PowerOn if machine.power == Power::Off && machine.opened.is_none() && !machine.is_template => machine.start(),
             EventKind::PowerOff if machine.power != Power::Off && machine.frozen.is_none() => {
                 machine.lose_memory();
                 machine.close();
@@ -205,6 +101,8 @@ impl World {
         let mut clone = Machine::new(origin.disks.clone(), self.stores.len());
         for disk in clone.disks.iter_mut() {
             disk.layers = disk.copied(disk.attached && origin.is_open());
+            disk.device = Device::default();
+            other_files(&mut disk.layers);
         }
         self.machines.push(clone);
         true
@@ -219,12 +117,16 @@ impl World {
         let sibling = &machine.disks[(place + 1) % machine.disks.len()];
         let sibling = sibling.copied(sibling.attached && machine.is_open());
         let (power, free, attached) = (machine.power, machine.is_free(), machine.attached().count());
+        let is_quiet = machine.freezer.is_some();
         let disk = &mut machine.disks[place];
         let name = disk.name.clone();
+        let is_shared = disk.layers.get(1).is_some_and(|below| below.shared);
         let closed = power == Power::Off && free || !disk.attached;
         let (start, end) = span(event, disk.atoms());
         let cluster = 1 << (event.b % 3);
-        let guest = disk.attached && power == Power::Running;
+        let guest = disk.attached && power == Power::Running && !is_quiet;
+        let free = free && disk.device.mirror.is_none();
+        let closed = closed && disk.device.mirror.is_none();
         let live = disk.attached && power != Power::Off;
         let smooth = match event.kind {
             EventKind::Write if guest => {
@@ -265,7 +167,7 @@ impl World {
                 }
                 false
             }
-            EventKind::Commit | EventKind::ManagedCommit if free => {
+            EventKind::Commit | EventKind::ManagedCommit if free && !is_shared => {
                 if !disk.commit(event.kind == EventKind::ManagedCommit) {
                     return false;
                 }
@@ -340,14 +242,15 @@ impl World {
                 false
             }
             EventKind::CopyOverSibling if closed && sibling.len() == 1 && sibling[0].path != disk.layers[0].path => {
-                let own = disk.layers[0].path;
+                let (path, file) = (disk.layers[0].path, disk.layers[0].file);
                 disk.layers = sibling;
-                disk.layers[0].path = own;
+                (disk.layers[0].path, disk.layers[0].file) = (path, file);
                 disk.miss(mask(0, ATOMS_MAX));
                 false
             }
             _ => return false,
         };
+        machine.writes += u64::from(guest);
         if !smooth {
             machine.lose_lineage(Some(&name));
         }
@@ -363,7 +266,7 @@ impl World {
     }
 }
 
-fn span(event: Event, atoms: usize) -> (usize, usize) {
+pub(super) fn span(event: Event, atoms: usize) -> (usize, usize) {
     let start = usize::from(event.a) % atoms.max(1);
     (start, (start + 1 + usize::from(event.b % 8)).min(atoms))
 }

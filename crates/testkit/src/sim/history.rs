@@ -6,6 +6,7 @@ use keepmark_model::audit::AuditWish;
 use keepmark_model::plan::WantedKind;
 
 use super::event::{EVENTS, Event, EventKind};
+use super::others::{BESIDE, MEANWHILE};
 use super::rng::Rng;
 use super::world::Fault;
 
@@ -33,6 +34,8 @@ pub struct Order {
     pub back: Option<u8>,
     /// What befalls it, by effect.
     pub faults: Vec<(u32, Fault)>,
+    /// What others do meanwhile, by instant: effects, and the steps within them.
+    pub others: Vec<(u32, Fault)>,
 }
 
 /// One step of a history.
@@ -84,6 +87,9 @@ pub fn history(seed: u64, kinds: Kinds) -> Vec<Step> {
     if kinds == Kinds::All {
         add_differentials(&mut steps, &mut Rng::new(seed.rotate_left(16)));
         add_reverts(&mut steps, &mut Rng::new(seed.rotate_left(53)));
+        let mut rng = Rng::new(seed.rotate_left(41));
+        add_others(&mut steps, &mut rng);
+        set_trap_of_others(&mut steps, &mut rng);
     }
     steps
 }
@@ -98,6 +104,83 @@ fn add_reverts(steps: &mut [Step], rng: &mut Rng) {
             order.back = rng.one_in(3).then(|| rng.byte());
         }
     }
+}
+
+/// A step of a trap.
+#[derive(Clone, Copy)]
+enum Trap {
+    Event(EventKind),
+    Backup(AuditWish),
+}
+
+/// What chance alone hardly ever brings about: a mirror beside a moment.
+const TRAPS: [&[Trap]; 1] = {
+    use AuditWish::Default;
+    use EventKind::{BeginMirror, Pivot, PowerOn, Write};
+    use Trap::{Backup, Event};
+    [&[Event(PowerOn), Event(BeginMirror), Backup(Default), Event(Write), Event(Pivot)]]
+};
+
+fn set_trap_of_others(steps: &mut [Step], rng: &mut Rng) {
+    if !rng.one_in(12) {
+        return;
+    }
+    let (start, disk) = (rng.below(100) as usize, rng.byte());
+    let trap = TRAPS[rng.below(1) as usize];
+    for (step, set) in steps[start..].iter_mut().zip(trap) {
+        *step = match *set {
+            Trap::Event(kind) => Step::Happen(Event { kind, machine: 0, disk, a: rng.byte(), b: rng.byte() | 1 }),
+            Trap::Backup(audit) => Step::Backup(plain(disk, audit)),
+        };
+    }
+}
+
+fn plain(store: u8, audit: AuditWish) -> Order {
+    let kind = WantedKind::Incremental;
+    Order { machine: 0, store, kind, checkpoint: true, only: None, audit, back: None, faults: Vec::new(), others: Vec::new() }
+}
+
+/// In three histories of four, others act: between runs, and at any instant of one.
+fn add_others(steps: &mut [Step], rng: &mut Rng) {
+    let share = rng.below(4);
+    for step in steps.iter_mut() {
+        let drawn = rng.below(24) < share;
+        match step {
+            Step::Backup(order) => order.others = if rng.below(6) < share { meanwhile(rng) } else { Vec::new() },
+            Step::Happen(event) if drawn => *event = other(rng, BESIDE),
+            Step::Happen(_) => {}
+        }
+    }
+}
+
+/// What others do at instants of a run: mostly near its frozen moment, often with a guest's write right after.
+fn meanwhile(rng: &mut Rng) -> Vec<(u32, Fault)> {
+    let mut others = Vec::new();
+    for _ in 0..=rng.below(2) {
+        let when = instant(rng);
+        let kinds = if rng.one_in(3) { BESIDE } else { MEANWHILE };
+        let event = other(rng, kinds);
+        others.push((when, Fault::Happen(event)));
+        for later in 0..rng.below(3) {
+            let kind =
+                [EventKind::Write, EventKind::Write, EventKind::WriteZeros, EventKind::Pivot, EventKind::Pause][rng.below(5) as usize];
+            others.push((when + later * rng.below(3), Fault::Happen(Event { kind, a: rng.byte(), b: rng.byte(), ..event })));
+        }
+    }
+    if rng.one_in(8) {
+        others.push((instant(rng), if rng.one_in(2) { Fault::Kill } else { Fault::Refuse }));
+    }
+    others
+}
+
+fn instant(rng: &mut Rng) -> u32 {
+    // The moment is mostly fixed within these.
+    if rng.one_in(3) { rng.below(EFFECTS) } else { 6 + rng.below(14) }
+}
+
+fn other(rng: &mut Rng, kinds: &[EventKind]) -> Event {
+    let kind = kinds[rng.below(u32::try_from(kinds.len()).unwrap_or(1)) as usize];
+    Event { kind, machine: u8::from(rng.one_in(5)), disk: rng.byte(), a: rng.byte(), b: rng.byte() }
 }
 
 /// Makes differentials of some incrementals: of none in one history of four, of many in others.
@@ -120,10 +203,7 @@ fn set_trap(steps: &mut [Step], rng: &mut Rng) {
         return;
     }
     let (start, disk, store) = (rng.below(100) as usize, rng.byte(), rng.byte());
-    let backup = |audit| {
-        let kind = WantedKind::Incremental;
-        Step::Backup(Order { machine: 0, store, kind, checkpoint: true, only: None, audit, back: None, faults: Vec::new() })
-    };
+    let backup = |audit| Step::Backup(plain(store, audit));
     let kinds = [PowerOn, Write, ManagedSnapshot, Write, Write, ManagedSnapshot, PowerOff, RemoveOurs];
     let events = kinds.map(|kind| Step::Happen(Event { kind, machine: 0, disk, a: rng.byte(), b: rng.byte() | 1 }));
     let [power_on, others @ ..] = events;
@@ -182,6 +262,7 @@ fn order(rng: &mut Rng, quiet: u32) -> Order {
         },
         back: None,
         faults,
+        others: Vec::new(),
     }
 }
 

@@ -4,12 +4,12 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use keepmark_model::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence, Power, VmFacts};
-use keepmark_model::manifest::Consistency;
-use keepmark_model::seam::{Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointDisk, PointRequest, Recycler, Result};
+use keepmark_model::seam::{Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointRequest, Recycler, Result};
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, Extent, Extents, Failure, FailureClass, Size, VmIdentity};
 
-use super::image::{ATOM, Bitmap, Format, Layer, Mask, SimDisk, mask};
+use super::fixing::Noted;
+use super::image::{ATOM, Bitmap, Format, Layer, SimDisk, mask};
 use super::machine::{FIRST_IMAGE, FrozenCopy, Machine};
 use super::store::encode;
 use super::world::{Break, Shared, World, lock};
@@ -21,7 +21,7 @@ pub struct SimVm {
     pub(super) machine: usize,
     pub(super) process: u32,
     // What was reported last of each disk: its images, from the active one down.
-    reported: Vec<(DiskName, Vec<u32>)>,
+    pub(super) reported: Vec<(DiskName, Vec<u32>)>,
 }
 
 pub(super) fn failed(why: impl Into<String>) -> Failure {
@@ -55,80 +55,23 @@ impl SimVm {
         if is_same { Ok(world) } else { Err(unreachable()) }
     }
 
-    fn fix(&self, request: &PointRequest) -> Result<()> {
-        self.effect()?.machines[self.machine].leftovers.nodes = true;
-        self.stop()?;
-        let late = self.transact(request)?;
-        self.resume()?;
-        if let Some(checkpoint) = &late {
-            self.effect()?.machines[self.machine].start_checkpoint(request, checkpoint)?;
-        }
-        self.effect().map(drop)
-    }
-
-    fn stop(&self) -> Result<()> {
-        let mut world = self.effect()?;
-        let machine = &mut world.machines[self.machine];
-        if machine.power == Power::Running {
-            (machine.power, machine.leftovers.paused) = (Power::Paused, true);
-        }
-        Ok(())
-    }
-
-    /// One transaction: deltas, checkpoint and moment. Gives a checkpoint that is still to be started.
-    fn transact(&self, request: &PointRequest) -> Result<Option<CheckpointName>> {
-        let mut world = self.effect()?;
-        let (top_only, blind) = (world.breaks(Break::TopLayerOnly), world.breaks(Break::NoSecondLook));
-        let late = world.breaks(Break::PointThenBitmap).then(|| request.checkpoint.clone()).flatten();
-        let machine = &mut world.machines[self.machine];
-        let is_as_reported = |disk: &SimDisk| self.reported.iter().any(|(name, images)| *name == disk.name && *images == paths(disk));
-        let wanted = |disk: &&SimDisk| request.disks.iter().any(|wanted| wanted.name == disk.name && wanted.since.is_some());
-        if !blind && !machine.attached().filter(wanted).all(is_as_reported) {
-            return Err(failed("the images of a disk are no longer those that were reported"));
-        }
-        let doubted = machine
-            .attached()
-            .filter(wanted)
-            .any(|disk| request.disks.iter().any(|wanted| wanted.name == disk.name && !still_recorded(disk, wanted)));
-        if doubted && !blind {
-            let meddled = machine.bitmaps().any(|bitmap| bitmap.missed != 0);
-            // That another tool paused the bitmap may show only now, by what a guest wrote since the plan; whatever else can show
-            // only now has disturbed the run itself.
-            world.run.iter_mut().for_each(|run| run.disturbed |= meddled);
-            return Err(failed("the bitmaps of this checkpoint are no longer complete"));
-        }
-        let frozen: Vec<FrozenCopy> = request.disks.iter().map(|wanted| machine.freeze(wanted, top_only, blind)).collect::<Result<_>>()?;
-        if machine.power == Power::Off && request.checkpoint.is_some() {
-            machine.opened = Some(true);
-        }
-        if let Some(checkpoint) = request.checkpoint.as_ref().filter(|_| late.is_none()) {
-            machine.start_checkpoint(request, checkpoint)?;
-        }
-        let frozen = Arc::new(frozen);
-        machine.frozen = Some(Arc::clone(&frozen));
-        world.run.iter_mut().for_each(|run| run.moment = Some(Arc::clone(&frozen)));
-        Ok(late)
-    }
-
-    fn resume(&self) -> Result<()> {
-        let mut world = self.effect()?;
-        let machine = &mut world.machines[self.machine];
-        if machine.leftovers.paused {
-            (machine.power, machine.leftovers.paused) = (Power::Running, false);
-        }
-        Ok(())
+    /// A step within an effect, as [`Self::effect`].
+    pub(super) fn instant(&self) -> Result<MutexGuard<'_, World>> {
+        let mut world = lock(&self.world);
+        world.instant()?;
+        let is_same = world.machines[self.machine].process == self.process;
+        if is_same { Ok(world) } else { Err(unreachable()) }
     }
 
     /// Takes keepmark out of QEMU again, if both live.
-    pub(super) fn undo(&self, checkpoint: Option<&CheckpointName>) {
+    pub(super) fn undo(&self, checkpoint: Option<&CheckpointName>, noted: &[Noted]) {
         let mut world = lock(&self.world);
         let is_same = world.machines[self.machine].process == self.process;
         if world.is_alive() && is_same {
-            let machine = &mut world.machines[self.machine];
-            let was_fixed = machine.frozen.is_some();
-            machine.thaw();
+            let was_fixed = world.machines[self.machine].frozen.is_some();
+            world.let_go(self.machine, noted);
             if let Some(checkpoint) = checkpoint.filter(|_| was_fixed) {
-                machine.remove(std::slice::from_ref(checkpoint)).unwrap_or_default();
+                world.machines[self.machine].remove(std::slice::from_ref(checkpoint)).unwrap_or_default();
             }
         }
     }
@@ -140,12 +83,12 @@ impl Hypervisor for SimVm {
         let machine = &world.machines[self.machine];
         let reported = machine.attached().map(|disk| (disk.name.clone(), paths(disk))).collect();
         let facts = VmFacts {
-            identity: VmIdentity { name: "vm".to_owned(), uuid: None },
+            identity: VmIdentity { name: machine.name.to_owned(), uuid: None },
             power: machine.power,
             hypervisor: "simulation".to_owned(),
             disks: machine.attached().map(disk_facts).collect(),
             skipped: Vec::new(),
-            agent: false,
+            agent: machine.agent,
         };
         drop(world);
         self.reported = reported;
@@ -165,17 +108,19 @@ impl Hypervisor for SimVm {
     }
 
     fn begin(&mut self, request: &PointRequest) -> Result<Box<dyn FrozenPoint + '_>> {
-        if let Err(failure) = self.fix(request) {
-            self.undo(request.checkpoint.as_ref());
-            return Err(failure);
+        let mut noted = Vec::new();
+        match self.fix(request, &mut noted) {
+            Ok(moment) => Ok(Box::new(SimPoint { vm: self, moment, noted })),
+            Err(failure) => {
+                self.undo(request.checkpoint.as_ref(), &noted);
+                Err(failure)
+            }
         }
-        let (pause, consistency) = (Duration::ZERO, Consistency::Crash);
-        let moment = Moment { pause, frozen: None, consistency, findings: Vec::new(), notes: Vec::new() };
-        Ok(Box::new(SimPoint { vm: self, moment }))
     }
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> Result<()> {
         let mut world = self.effect()?;
+        world.check_removal(self.machine, names);
         let machine = &mut world.machines[self.machine];
         if machine.power == Power::Off {
             machine.opened = Some(true);
@@ -222,43 +167,8 @@ impl Hypervisor for SimVm {
 }
 
 impl Machine {
-    pub(super) fn freeze(&mut self, wanted: &PointDisk, top_only: bool, blind: bool) -> Result<FrozenCopy> {
-        let disk = self.attached().find(|disk| disk.name == wanted.name).ok_or_else(|| failed("there is no such disk"))?;
-        let (mut dirty, mut missed) = (None, 0);
-        if let Some(since) = &wanted.since {
-            let carriers: Vec<&Bitmap> = disk.layers.iter().filter_map(|layer| layer.bitmap(since.as_str())).collect();
-            if carriers.is_empty() {
-                return Err(failed("there is no bitmap of this checkpoint"));
-            }
-            if carriers.iter().any(|bitmap| bitmap.busy || bitmap.inconsistent && !blind) {
-                return Err(failed("a bitmap is in use or inconsistent"));
-            }
-            let read = carriers.iter().take(if top_only { 1 } else { carriers.len() });
-            let united = read.fold(0, |all, bitmap| all | bitmap.bits);
-            let alike =
-                disk.layers.iter().filter(|layer| layer.bitmap(since.as_str()).is_some()).all(|layer| layer.cells.len() == disk.atoms());
-            dirty = Some(if alike || top_only { united } else { Mask::MAX });
-            let is_sound = carriers.iter().all(|bitmap| bitmap.recording && !bitmap.inconsistent);
-            missed = if is_sound { carriers.iter().fold(0, |all, bitmap| all | bitmap.missed) } else { 0 };
-        }
-        Ok(FrozenCopy { name: disk.name.clone(), cells: disk.content(), dirty, missed })
-    }
-
-    fn start_checkpoint(&mut self, request: &PointRequest, checkpoint: &CheckpointName) -> Result<()> {
-        let wanted = |disk: &SimDisk| disk.attached && request.disks.iter().any(|wanted| wanted.name == disk.name);
-        if self.disks.iter().filter(|disk| wanted(disk)).any(|disk| disk.layers[0].bitmap(checkpoint.as_str()).is_some()) {
-            return Err(failed("Bitmap already exists"));
-        }
-        for disk in self.disks.iter_mut().filter(|disk| wanted(disk)) {
-            let persistent = disk.layers[0].format == Format::Qcow2;
-            let bitmap = Bitmap::new(checkpoint.as_str(), persistent, disk.granularity);
-            disk.layers[0].bitmaps.push(bitmap);
-        }
-        Ok(())
-    }
-
     /// One transaction over all active images; those below are read-only and keep what they have.
-    fn remove(&mut self, names: &[CheckpointName]) -> Result<()> {
+    pub(super) fn remove(&mut self, names: &[CheckpointName]) -> Result<()> {
         let named = |bitmap: &Bitmap| names.iter().any(|name| name.as_str() == bitmap.name);
         let active = || self.attached().flat_map(|disk| &disk.layers[0].bitmaps);
         if active().any(|bitmap| named(bitmap) && bitmap.busy) {
@@ -271,12 +181,7 @@ impl Machine {
     }
 }
 
-/// What was judged before the point must still hold at the point: a snapshot may have come in between.
-fn still_recorded(disk: &SimDisk, wanted: &PointDisk) -> bool {
-    wanted.since.as_ref().is_none_or(|since| keepmark_model::trust::recorded(&disk_facts(disk), since).is_ok())
-}
-
-fn disk_facts(disk: &SimDisk) -> DiskFacts {
+pub(super) fn disk_facts(disk: &SimDisk) -> DiskFacts {
     let active = &disk.layers[0];
     let (format, persistence) = match active.format {
         Format::Qcow2 => ("qcow2", Persistence::Stored),
@@ -293,7 +198,7 @@ fn disk_facts(disk: &SimDisk) -> DiskFacts {
     }
 }
 
-fn paths(disk: &SimDisk) -> Vec<u32> {
+pub(super) fn paths(disk: &SimDisk) -> Vec<u32> {
     disk.layers.iter().map(|layer| layer.path).collect()
 }
 
@@ -319,6 +224,7 @@ fn layer_facts(layer: &Layer) -> LayerFacts {
 struct SimPoint<'a> {
     vm: &'a SimVm,
     moment: Moment,
+    noted: Vec<Noted>,
 }
 
 impl FrozenPoint for SimPoint<'_> {
@@ -332,16 +238,17 @@ impl FrozenPoint for SimPoint<'_> {
         Ok(Box::new(SimFrozenDisk::open(self.vm, &frozen, name)?))
     }
 
-    fn release(self: Box<Self>) -> Result<()> {
+    fn release(mut self: Box<Self>) -> Result<()> {
+        let noted = std::mem::take(&mut self.noted);
         let mut world = self.vm.effect()?;
-        world.machines[self.vm.machine].thaw();
+        world.let_go(self.vm.machine, &noted);
         Ok(())
     }
 }
 
 impl Drop for SimPoint<'_> {
     fn drop(&mut self) {
-        self.vm.undo(None);
+        self.vm.undo(None, &self.noted);
     }
 }
 

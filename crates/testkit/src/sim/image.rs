@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use keepmark_model::DiskName;
 
+use super::device::Device;
+
 /// Bytes of the smallest thing that is written: a quarter of the smallest chunk, so that chunks can be half changed.
 pub const ATOM: u64 = 1024;
 /// Most atoms of a disk: one bit each in a [`Mask`].
@@ -110,8 +112,12 @@ impl Bitmap {
 /// One image file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
-    /// Its file.
+    /// Where it is.
     pub path: u32,
+    /// Which file it is: the same wherever it is moved, and another one for every copy of it.
+    pub file: u32,
+    /// Whether other VMs have it as their backing image, too.
+    pub shared: bool,
     /// Its format.
     pub format: Format,
     /// Atoms per cluster: what is allocated at once.
@@ -130,7 +136,8 @@ impl Layer {
     /// An empty image.
     #[must_use]
     pub fn new(path: u32, format: Format, cluster: usize, atoms: usize) -> Self {
-        Self { path, format, cluster, cells: vec![Cell::Absent; atoms], hidden: Vec::new(), bitmaps: Vec::new(), removed: Vec::new() }
+        let cells = vec![Cell::Absent; atoms];
+        Self { path, file: path, shared: false, format, cluster, cells, hidden: Vec::new(), bitmaps: Vec::new(), removed: Vec::new() }
     }
 
     /// The bitmap of a name.
@@ -206,9 +213,17 @@ pub struct SimDisk {
     pub granularity: usize,
     /// Older copies of it on the host.
     pub copies: Vec<Vec<Layer>>,
+    /// What is between the device and its images.
+    pub device: Device,
 }
 
 impl SimDisk {
+    /// A disk that is plugged in.
+    #[must_use]
+    pub fn new(name: DiskName, layers: Vec<Layer>, granularity: usize) -> Self {
+        Self { name, layers, attached: true, granularity, copies: Vec::new(), device: Device::default() }
+    }
+
     /// Atoms the guest sees.
     #[must_use]
     pub fn atoms(&self) -> usize {
@@ -325,6 +340,21 @@ impl SimDisk {
             active.grow(atoms, backing)
         }
         true
+    }
+
+    /// What it has no space for gets some, which holds zeros; nothing is marked, since nothing changes.
+    pub fn preallocate(&mut self) {
+        let content = self.content();
+        let Some(active) = self.active() else { return };
+        for (cell, (value, _)) in active.cells.iter_mut().zip(content).filter(|(cell, _)| !matches!(cell, Cell::Data(_))) {
+            *cell = Cell::Data(value);
+        }
+    }
+
+    /// From an atom on, what the active image has no space for gets some, which holds zeros.
+    pub fn allocate_from(&mut self, start: usize) {
+        let Some(active) = self.active() else { return };
+        active.cells.iter_mut().skip(start).filter(|cell| !matches!(cell, Cell::Data(_))).for_each(|cell| *cell = Cell::Data(0));
     }
 
     /// External snapshot. A manager like libvirt starts bitmaps of the same names on the overlay.
@@ -453,8 +483,7 @@ mod tests {
     use super::*;
 
     fn disk(format: Format, cluster: usize) -> SimDisk {
-        let layers = vec![Layer::new(1, format, cluster, 16)];
-        SimDisk { name: DiskName::new("vda").unwrap(), layers, attached: true, granularity: 2, copies: Vec::new() }
+        SimDisk::new(DiskName::new("vda").unwrap(), vec![Layer::new(1, format, cluster, 16)], 2)
     }
 
     fn with_bitmap(format: Format) -> SimDisk {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use keepmark_model::facts::Power;
 use keepmark_model::{DiskName, Size};
 
+use super::device::Device;
 use super::image::{ATOM, Bitmap, Format, Layer, Mask, SimDisk};
 
 /// Paths of the images that a VM is made with are not below this.
@@ -50,9 +51,30 @@ impl FrozenCopy {
     }
 }
 
+/// Who has frozen a guest's file systems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freezer {
+    /// keepmark.
+    Us,
+    /// Another backup program.
+    Others,
+}
+
 /// A simulated VM.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    /// How it is called.
+    pub name: &'static str,
+    /// Whether others run on images above its own, so that it must not be started any more.
+    pub is_template: bool,
+    /// Whether its guest has an agent.
+    pub agent: bool,
+    /// Whose freeze its file systems are under.
+    pub freezer: Option<Freezer>,
+    /// Whether another program's exports are served by its QEMU.
+    pub others_server: bool,
+    /// Writes of its guest so far.
+    pub writes: u64,
     /// Whether it runs.
     pub power: Power,
     /// Counts the processes that had its images open; a connection to an earlier one is dead.
@@ -76,6 +98,12 @@ impl Machine {
     #[must_use]
     pub fn new(disks: Vec<SimDisk>, stores: usize) -> Self {
         Self {
+            name: "vm",
+            is_template: false,
+            agent: false,
+            freezer: None,
+            others_server: false,
+            writes: 0,
             power: Power::Off,
             process: 0,
             disks,
@@ -135,6 +163,8 @@ impl Machine {
         self.process += 1;
         self.power = Power::Off;
         (self.leftovers, self.frozen, self.opened) = (Leftovers::default(), None, None);
+        (self.freezer, self.others_server) = (None, false);
+        self.disks.iter_mut().for_each(|disk| disk.device = Device::default());
     }
 
     /// keepmark is dead: its watchdog gives the guest back what it needs to run, its own process for powered-off images ends one way or the other.
@@ -142,6 +172,9 @@ impl Machine {
         if watchdog && self.leftovers.paused {
             self.power = Power::Running;
             self.leftovers.paused = false;
+        }
+        if watchdog && self.freezer == Some(Freezer::Us) {
+            self.freezer = None;
         }
         self.leftovers.orphans |= std::mem::take(&mut self.leftovers.nodes);
         match self.opened {
@@ -157,6 +190,10 @@ impl Machine {
         if self.leftovers.paused {
             self.power = Power::Running;
         }
+        if self.freezer == Some(Freezer::Us) {
+            self.freezer = None;
+        }
+        self.disks.iter_mut().for_each(|disk| disk.device.filter = false);
         let orphans = self.leftovers.orphans;
         (self.leftovers, self.frozen) = (Leftovers { orphans, ..Leftovers::default() }, None);
     }

@@ -1,6 +1,7 @@
 //! Minimising: leaving out steps and faults of a failing history as long as it still fails.
 
-use super::history::Step;
+use super::history::{Order, Step};
+use super::world::Fault;
 
 /// The shortest history that was found to fail still; `fails` says after how many steps one does.
 pub fn minimise(steps: &[Step], fails: &dyn Fn(&[Step]) -> Option<usize>) -> Vec<Step> {
@@ -21,7 +22,7 @@ pub fn minimise(steps: &[Step], fails: &dyn Fn(&[Step]) -> Option<usize>) -> Vec
 fn size(steps: &[Step]) -> usize {
     let faults = |step: &Step| match step {
         Step::Happen(_) => 1,
-        Step::Backup(order) => 1 + order.faults.len(),
+        Step::Backup(order) => 1 + order.faults.len() + order.others.len(),
     };
     steps.iter().map(faults).sum()
 }
@@ -47,19 +48,28 @@ fn drop_steps(current: &mut Vec<Step>, fails: &dyn Fn(&[Step]) -> Option<usize>)
 
 fn drop_faults(current: &mut Vec<Step>, fails: &dyn Fn(&[Step]) -> Option<usize>) {
     for place in 0..current.len() {
-        let mut fault = 0;
-        while let Some(Step::Backup(order)) = current.get(place) {
-            if fault >= order.faults.len() {
-                break;
-            }
-            let mut fewer = current.clone();
-            if let Step::Backup(order) = &mut fewer[place] {
-                order.faults.remove(fault);
-            }
-            match fails(&fewer) {
-                Some(end) => *current = fewer[..end].to_vec(),
-                None => fault += 1,
-            }
+        drop_each(current, place, |order| &mut order.faults, fails);
+        drop_each(current, place, |order| &mut order.others, fails);
+    }
+}
+
+fn drop_each(
+    current: &mut Vec<Step>,
+    place: usize,
+    of: impl Fn(&mut Order) -> &mut Vec<(u32, Fault)>,
+    fails: &dyn Fn(&[Step]) -> Option<usize>,
+) {
+    let mut fault = 0;
+    loop {
+        let mut fewer = current.clone();
+        let Some(Step::Backup(order)) = fewer.get_mut(place) else { return };
+        if fault >= of(order).len() {
+            return;
+        }
+        of(order).remove(fault);
+        match fails(&fewer) {
+            Some(end) => *current = fewer[..end].to_vec(),
+            None => fault += 1,
         }
     }
 }

@@ -15,7 +15,7 @@ use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId};
 use super::history::{Order, Step};
 use super::hypervisor::SimVm;
 use super::image::{ATOMS_MAX, Format, Layer, SimDisk, mask};
-use super::machine::{FIRST_IMAGE, Machine};
+use super::machine::{FIRST_IMAGE, Freezer, Machine};
 use super::rng::Rng;
 use super::store::{Published, SimStore, StoreState};
 use super::world::{Break, Run, Shared, Stats, World, lock};
@@ -94,13 +94,8 @@ fn disk(rng: &mut Rng, number: u32) -> SimDisk {
     let cluster = 1 << rng.below(3);
     let names = ["vda", "vdb", "vdc"];
     let name = names.get(number as usize).and_then(|name| DiskName::new(name).ok());
-    let mut disk = SimDisk {
-        name: name.unwrap_or_else(unreachable_name),
-        layers: vec![Layer::new(FIRST_IMAGE + number, format, cluster, atoms.min(ATOMS_MAX))],
-        attached: true,
-        granularity: 1 << rng.below(5),
-        copies: Vec::new(),
-    };
+    let layers = vec![Layer::new(FIRST_IMAGE + number, format, cluster, atoms.min(ATOMS_MAX))];
+    let mut disk = SimDisk::new(name.unwrap_or_else(unreachable_name), layers, 1 << rng.below(5));
     // Few different values: disks that were made alike hold the same in many places.
     for _ in 0..rng.below(4) {
         let start = rng.below(32) as usize % disk.atoms();
@@ -150,6 +145,8 @@ struct Before {
     smooth: Vec<DiskName>,
     anchored: Vec<DiskName>,
     published: u64,
+    // Whether somebody's job or server stands in the way: keepmark may refuse.
+    hindered: bool,
 }
 
 impl Before {
@@ -170,12 +167,19 @@ impl Before {
             smooth: machine.smooth[store].clone(),
             anchored: machine.anchored[store].clone(),
             published: world.stores[store].published,
+            hindered: machine.others_server || machine.attached().any(|disk| disk.device.mirror.is_some()),
         };
         world.stats.runs += 1;
         if world.is_telling() {
             world.tell(Step::Backup(Order { machine: order.machine % 2, store: order.store % 2, ..order.clone() }).to_string());
         }
-        world.run = Some(Run { machine: place, faults: order.faults.clone(), unaudited: order.audit == AuditWish::Off, ..Run::default() });
+        world.run = Some(Run {
+            machine: place,
+            faults: order.faults.clone(),
+            others: order.others.clone(),
+            unaudited: order.audit == AuditWish::Off,
+            ..Run::default()
+        });
         before
     }
 
@@ -220,6 +224,9 @@ impl Before {
         if run.dead && machine.leftovers.paused {
             world.wrong(|| "keepmark died and the guest stands still".to_owned());
         }
+        if world.machines[self.machine].freezer == Some(Freezer::Us) {
+            world.wrong(|| "keepmark ended and the guest's file systems are frozen".to_owned());
+        }
         let published = world.stores[self.store].published > self.published;
         world.follow(self, order, &run, published && result.is_ok());
         if run.dead || run.disturbed {
@@ -227,6 +234,7 @@ impl Before {
         }
         let machine = &world.machines[self.machine];
         let wrong = match result {
+            Err(_) if self.hindered => None,
             Err(failure) => Some(format!("nothing stood in the way, but the backup failed: {failure}")),
             Ok(()) if machine.leftovers.any() => Some("keepmark left something in the VM".to_owned()),
             Ok(()) if machine.power != self.power => Some("keepmark changed the VM's power state".to_owned()),
@@ -240,6 +248,9 @@ impl Before {
 
     /// A checkpoint that nothing needs, where keepmark could have removed it.
     fn surplus(&self, world: &World) -> Option<String> {
+        if world.twins {
+            return None;
+        }
         let (machine, store) = (&world.machines[self.machine], &world.stores[self.store]);
         if machine.bitmaps().any(|bitmap| bitmap.busy) {
             return None;
@@ -252,6 +263,10 @@ impl Before {
 
     /// Nothing happened that could cost a bitmap, and still a disk was not captured by what changed.
     fn lost_increment(&self, world: &World, order: &Order) -> Option<String> {
+        // Two stores of one id remove each other's checkpoints.
+        if world.twins {
+            return None;
+        }
         let newest = world.stores[self.store].backups.last()?;
         // A clock that was set back makes an older bitmap look younger: a doubt, and a resync that nothing needed.
         let excused = |disk: &&ManifestDisk| world.set_back && disk.reason.contains("cleared or paused");

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keepmark_model::manifest::{Kind, ManifestDisk};
 use keepmark_model::seam::Result;
-use keepmark_model::{Failure, FailureClass};
+use keepmark_model::{CheckpointName, DiskName, Failure, FailureClass};
 
-use super::event::{Event, EventKind};
+use super::event::Event;
 use super::machine::{FrozenCopy, Machine};
 use super::store::StoreState;
 
@@ -41,10 +41,28 @@ pub enum Break {
     NoCleanUp,
     /// The base's checkpoint is removed before its successor is published.
     BaseGoesFirst,
+    /// The base's bitmap is merged into the delta before the filters are there, not after.
+    MergeFirst,
+    /// The images are not looked at again after the moment.
+    NoLastLook,
+    /// A device gets back the node that was noted, whatever it uses by then.
+    BlindRelease,
+    /// A disk with somebody else's mirror is not refused.
+    IgnoreJobs,
+    /// What another keepmark has in QEMU is taken for a dead run's.
+    OtherLocks,
+    /// Another's server of exports is stopped with ours.
+    StopsOthersServer,
+    /// File systems that another has frozen are thawed.
+    ThawsOthers,
+    /// A guest that another paused is resumed.
+    ResumesOthers,
+    /// Somebody who lets the guest run while the disks get their filters goes unseen.
+    TornMoment,
 }
 
 /// Every one of them, with its words.
-pub const BREAKS: [(Break, &str); 10] = [
+pub const BREAKS: [(Break, &str); 19] = [
     (Break::PointThenBitmap, "start the bitmap after the frozen point"),
     (Break::TopLayerOnly, "ignore the bitmaps of lower layers"),
     (Break::NoSecondLook, "do not judge the bitmaps again at the point"),
@@ -55,6 +73,15 @@ pub const BREAKS: [(Break, &str); 10] = [
     (Break::ReuseNames, "reuse a checkpoint's name"),
     (Break::NoCleanUp, "leave what a dead run left"),
     (Break::BaseGoesFirst, "remove the base's checkpoint before publication"),
+    (Break::MergeFirst, "merge the base's bitmap before the moment"),
+    (Break::NoLastLook, "do not look at the images after the moment"),
+    (Break::BlindRelease, "give a device back what was noted"),
+    (Break::IgnoreJobs, "freeze a disk that somebody mirrors"),
+    (Break::OtherLocks, "do not see another keepmark's lock"),
+    (Break::StopsOthersServer, "stop another's server of exports"),
+    (Break::ThawsOthers, "thaw what another has frozen"),
+    (Break::ResumesOthers, "resume what another has paused"),
+    (Break::TornMoment, "do not see that the guest ran meanwhile"),
 ];
 
 /// What befalls a run of keepmark at one of its effects.
@@ -77,6 +104,10 @@ pub struct Run {
     pub effect: u32,
     /// What awaits it, by effect.
     pub faults: Vec<(u32, Fault)>,
+    /// The instants it had so far: effects, and the steps within them.
+    pub instant: u32,
+    /// What others do meanwhile, by instant.
+    pub others: Vec<(u32, Fault)>,
     /// Whether it was killed: nothing that it still does reaches the world.
     pub dead: bool,
     /// Whether something refused, or changed under it, so that it may fail.
@@ -85,6 +116,10 @@ pub struct Run {
     pub unaudited: bool,
     /// The truth of the moment that it fixed.
     pub moment: Option<Arc<Vec<FrozenCopy>>>,
+    /// Whether a guest wrote while its disks were frozen one after the other.
+    pub torn: bool,
+    /// The checkpoints since which its deltas are.
+    pub since: Vec<(DiskName, CheckpointName)>,
 }
 
 /// What happened in one or many histories.
@@ -161,6 +196,10 @@ pub struct World {
     pub clock: i64,
     /// Whether the clock was ever set back.
     pub set_back: bool,
+    /// Whether there are two stores of one id.
+    pub twins: bool,
+    /// Checkpoints that an audit has contradicted, by disk.
+    pub disbelieved: Vec<(DiskName, CheckpointName)>,
     /// Which rule is broken on purpose.
     pub broken: Option<Break>,
     /// What happened.
@@ -181,6 +220,8 @@ impl World {
             run: None,
             clock: 0,
             set_back: false,
+            twins: false,
+            disbelieved: Vec::new(),
             broken,
             stats: Stats::default(),
             violation: None,
@@ -240,14 +281,31 @@ impl World {
         let number = run.effect;
         run.effect += 1;
         self.stats.effects += 1;
-        let mut refused = false;
-        for place in 0..self.run.as_ref().map_or(0, |run| run.faults.len()) {
-            let Some((_, fault)) = self.run.as_ref().and_then(|run| run.faults.get(place).copied()).filter(|(when, _)| *when == number)
-            else {
-                continue;
-            };
+        let due: Vec<Fault> = run.faults.iter().filter(|(when, _)| *when == number).map(|(_, fault)| *fault).collect();
+        self.meet(due)?;
+        self.instant()
+    }
+
+    /// A step within an effect: others act at any instant, and keepmark may die at any.
+    ///
+    /// # Errors
+    /// When it is refused, or the run is dead.
+    pub fn instant(&mut self) -> Result<()> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        if run.dead {
+            return dead();
+        }
+        let number = run.instant;
+        run.instant += 1;
+        let due: Vec<Fault> = run.others.iter().filter(|(when, _)| *when == number).map(|(_, fault)| *fault).collect();
+        self.meet(due)
+    }
+
+    fn meet(&mut self, due: Vec<Fault>) -> Result<()> {
+        let refused = due.contains(&Fault::Refuse);
+        for fault in due {
             match fault {
-                Fault::Refuse => refused = true,
+                Fault::Refuse => {}
                 Fault::Kill => self.kill_keepmark(),
                 Fault::Happen(event) => self.interfere(event),
             }
@@ -264,8 +322,7 @@ impl World {
     }
 
     fn interfere(&mut self, event: Event) {
-        let guest = matches!(event.kind, EventKind::Write | EventKind::WriteZeros | EventKind::Discard);
-        if self.happen(event) && !guest {
+        if self.happen(event) && !event.kind.is_harmless() {
             self.run.iter_mut().for_each(|run| run.disturbed = true);
         }
     }

@@ -26,7 +26,7 @@ impl SimVm {
         if machine.power != Power::Off {
             return Err(failed("a guest may mind its disks"));
         }
-        let copies: Vec<FrozenCopy> = request.disks.iter().map(|wanted| machine.freeze(wanted, false, false)).collect::<Result<_>>()?;
+        let copies: Vec<FrozenCopy> = request.disks.iter().map(|wanted| machine.copy(wanted)).collect::<Result<_>>()?;
         let copies = Arc::new(copies);
         machine.opened = Some(true);
         machine.frozen = Some(Arc::clone(&copies));
@@ -57,7 +57,7 @@ impl Writing for SimWriting<'_> {
 
 impl Drop for SimWriting<'_> {
     fn drop(&mut self) {
-        self.vm.undo(None);
+        self.vm.undo(None, &[]);
     }
 }
 

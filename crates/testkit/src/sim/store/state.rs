@@ -69,7 +69,7 @@ pub struct Published {
 }
 
 /// A store.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StoreState {
     /// Its id.
     pub id: StoreId,
@@ -81,6 +81,8 @@ pub struct StoreState {
     pub published: u64,
     /// Whether a backup holds only what was put, and needs its base for the rest, as in an image store.
     pub chained: bool,
+    /// Whether it keeps zeros that were written as data, as an image does that QEMU has pushed.
+    pub keeps_zeros: bool,
     /// How often a deleted backup was merged into one that needed it.
     pub merged: u64,
     pub(super) pool: Vec<Chunk>,
@@ -97,6 +99,7 @@ impl StoreState {
             backups: Vec::new(),
             published: 0,
             chained: false,
+            keeps_zeros: false,
             merged: 0,
             pool: Vec::new(),
             known: HashMap::new(),

@@ -1,6 +1,7 @@
 //! What happens in the world when a backup is published: it is compared with the truth of its moment.
 
 use keepmark_model::CheckpointName;
+use keepmark_model::seam::DiskContent;
 
 use super::state::{Inherited, Published};
 use crate::sim::image::{Mask, mask};
@@ -17,12 +18,20 @@ impl World {
         layers.for_each(|layer| layer.bitmaps.retain(|bitmap| !is_base(&bitmap.name)));
     }
 
+    /// Everything is looked at although what changed since a checkpoint was asked for: an audit has contradicted its bitmap.
+    pub(super) fn note_disbelief(&mut self, content: &DiskContent) {
+        if content.base.is_none() && content.compare.is_some() {
+            let since = self.run.iter().flat_map(|run| &run.since).filter(|(name, _)| *name == content.name);
+            self.disbelieved.extend(since.cloned());
+        }
+    }
+
     /// The backup exists from now on; the truth of its moment goes beside it.
     pub(super) fn publish(&mut self, place: usize, mut published: Published) {
         let Some(run) = &self.run else { return };
         let frozen = run.moment.clone().unwrap_or_default();
         let state = &self.stores[place];
-        let mut wrong = None;
+        let mut wrong = run.torn.then(|| "its disks are of different moments".to_owned());
         let mut audit_only = 0;
         for disk in &mut published.disks {
             let Some(copy) = frozen.iter().find(|copy| copy.name == disk.name) else {

@@ -21,6 +21,7 @@ impl BackupWriter for Writer<'_> {
         let (chunks, inherited) = {
             let mut world = lock(&self.store.world);
             world.effect()?;
+            world.note_disbelief(content);
             let base = base(&world.stores[self.store.place], content)?;
             let base = base.as_ref();
             let held = |base: &StoredDisk| base.chunks.iter().map(Option::is_some).collect();
@@ -122,8 +123,9 @@ impl DiskWriter for Disk<'_, '_> {
         let expected = self.content.chunk_size.extent(chunk, self.content.size).len();
         match self.chunks.get_mut(place) {
             Some(slot) if *slot == Slot::Awaited && atoms.len() as u64 * ATOM == expected => {
-                let zero = atoms.iter().all(|value| *value == 0);
-                *slot = Slot::Done((!zero).then(|| world.stores[self.writer.store.place].intern(&atoms)));
+                let state = &mut world.stores[self.writer.store.place];
+                let is_kept = state.keeps_zeros || atoms.iter().any(|value| *value != 0);
+                *slot = Slot::Done(is_kept.then(|| state.intern(&atoms)));
                 Ok(())
             }
             _ => Err(failed("a chunk that was not awaited")),
