@@ -16,6 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   keepmark restore web01@latest --define web01 --start           the whole VM, back under its name, and running
   keepmark restore web01@latest --define web01-test --network default=isolated   a copy beside it, with an identity of its own
+  keepmark restore web01@latest --define web01 --allow host-device,shared-folder   with what its definition has of this host
   keepmark restore web01@latest --to /restored                   every disk, as /restored/<disk>.raw
   keepmark restore 3f9a1c0d --to /restored --format qcow2 --disk vda
   keepmark restore web01@-1 --disk vda --to /dev/vg0/web01 --force   onto a block device
@@ -25,7 +26,11 @@ Every byte is verified while it is written; a file gets its name only when it is
 --define makes a domain of libvirt's (--connect) out of the backup of one: disks, firmware and its variables, TPM state, definition. Its files
 go to --to, else to /var/lib/libvirt/images/NAME (qemu:///session: ~/.local/share/libvirt/images/NAME). UUID and MAC addresses are kept where
 the name stays and the UUID is free, else they are new. What cannot work (name taken, network missing) is refused before anything is written;
-the domain is defined last, when all of its disks are complete.";
+the domain is defined last, when all of its disks are complete.
+
+Whoever can write into the store writes definitions, and libvirt does as root what they say. So what a definition reaches to on this host beyond
+its restored disks and networks is dropped, with a note, or refused, by name, until --allow names its kind. VMs as virt-install makes them need no
+--allow. A copy never gets a disk that the original writes to: --without-disk leaves out one that is not in the backup.";
 
 /// Get disks of a backup back, as new files or onto a block device, or the whole VM.
 #[derive(Debug, Args)]
@@ -46,6 +51,12 @@ pub struct RestoreArguments {
     /// Connect to network or bridge NEW what was connected to OLD (may be given several times)
     #[arg(long = "network", value_name = "OLD=NEW", value_parser = mapping, requires = "define")]
     pub networks: Vec<(String, String)>,
+    /// Go without this disk of the VM's (may be given several times)
+    #[arg(long = "without-disk", value_name = "NAME", value_parser = DiskName::new, requires = "define")]
+    pub without: Vec<DiskName>,
+    /// Let the VM's definition reach to this host in these ways; only for a definition that you trust (may be given several times)
+    #[arg(long = "allow", value_name = "WORD", value_enum, value_delimiter = ',', requires = "define")]
+    pub allow: Vec<AllowArgument>,
     /// Format of the new images [default: raw; with --define as they were, qcow2 or raw]
     #[arg(long, value_enum)]
     pub format: Option<FormatArgument>,
@@ -55,6 +66,33 @@ pub struct RestoreArguments {
     /// Overwrite what is there
     #[arg(long)]
     pub force: bool,
+}
+
+/// `--allow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AllowArgument {
+    /// Command lines and overrides for QEMU itself
+    QemuArguments,
+    /// Programs that libvirt runs: scripts of network interfaces, helpers of shared folders
+    Script,
+    /// An emulator that this host's libvirt does not list
+    Emulator,
+    /// Files that are not in the backup: disks, media, consoles, logs, kernels, tables
+    HostFile,
+    /// Devices: passed through, as disks, as consoles, or otherwise
+    HostDevice,
+    /// Shared folders
+    SharedFolder,
+    /// Memory shared with other processes
+    SharedMemory,
+    /// Unix sockets at places that the definition names
+    Socket,
+    /// Connections to other machines, and ports for them
+    NetworkAddress,
+    /// Users, groups and security labels for QEMU
+    Label,
+    /// What keepmark does not know
+    Unknown,
 }
 
 /// `--format`.
@@ -116,7 +154,7 @@ pub fn run(context: &Context, arguments: &RestoreArguments) -> Result<Outcome, F
     let reader = store.open(&chosen.id)?;
     let started = (context::world().elapsed)();
     let restored = match &arguments.define {
-        Some(name) => define::run(context, arguments, name, networks, reader.as_ref())?,
+        Some(name) => define::run(context, arguments, name, networks, store.as_ref(), reader.as_ref())?,
         None => Restored { disks: disks(context, arguments, reader.as_ref())?, domain: None },
     };
     let took = (context::world().elapsed)().saturating_sub(started);

@@ -49,7 +49,8 @@ impl Lost {
     }
 
     fn arguments<'a>(&self, folder: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
-        [&["restore", "vm@latest", "--define", NAME, "--to", folder.to_str().unwrap()], more].concat()
+        [&["restore", "vm@latest", "--define", NAME, "--to", folder.to_str().unwrap(), "--allow", "emulator,socket,host-file"], more]
+            .concat()
     }
 
     fn restore(&self, cut: Option<Cut>) -> Trace {

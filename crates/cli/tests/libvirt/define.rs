@@ -42,7 +42,14 @@ fn lose(domain: &Domain<'_>) {
     domain.disks().iter().for_each(|disk| std::fs::remove_file(&disk.file).unwrap());
 }
 
+/// What the tests' domains have of their host: a QEMU of their own, and a console on a socket with a log.
+const TRUSTED: [&str; 2] = ["--allow", "emulator,socket,host-file"];
+
 fn define(stage: &Stage, name: &str, arguments: &[&str]) -> (KeepmarkRun, PathBuf) {
+    define_as_said(stage, name, &[arguments, &TRUSTED].concat())
+}
+
+fn define_as_said(stage: &Stage, name: &str, arguments: &[&str]) -> (KeepmarkRun, PathBuf) {
     let to = stage.fresh("defined");
     let run = stage.keepmark.run(&[&["restore", "vm@latest", "--define", name, "--to", text(&to), "--json"], arguments].concat());
     (run, to)
@@ -154,7 +161,7 @@ fn what_libvirt_refuses_is_left_where_it_can_be_mended() {
     stage.host.virsh(&["define", text(&definition)]);
     stage.host.virsh(&["undefine", "vm"]);
     // Nothing is overwritten that lies in the way.
-    let again = ["restore", "vm@latest", "--define", "vm", "--to", text(&to)];
+    let again = [&["restore", "vm@latest", "--define", "vm", "--to", text(&to)][..], &TRUSTED].concat();
     assert!(stage.keepmark.exits(&again, 1).stderr.contains("exists already"));
     // The network is not active.
     let run = stage.keepmark.exits(&[&again[..], &["--force", "--start"]].concat(), 1);
@@ -177,7 +184,7 @@ fn without_a_folder_the_files_go_beside_libvirts_other_images() {
     let witness = stage.witness(&domain);
     lose(&domain);
     let keepmark = stage.keepmark.clone().within(&stage.host);
-    keepmark.ok(&["restore", "vm@latest", "--define", "vm"]);
+    keepmark.ok(&[&["restore", "vm@latest", "--define", "vm"][..], &TRUSTED].concat());
     let folder = stage.host.dir().join("lib/images/vm");
     witness.assert_restored(&folder, Format::Qcow2);
     let domain = stage.host.defined("vm");
@@ -185,4 +192,93 @@ fn without_a_folder_the_files_go_beside_libvirts_other_images() {
     // QEMU's user reads and writes them, nobody else.
     let mode = |path: PathBuf| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions()) & 0o777;
     assert_eq!((mode(folder.join("vda.qcow2")), mode(folder.clone())), (0o600, 0o711));
+}
+
+/// Backs up a domain with these devices and this beside them, and takes its definition away.
+fn hostile(stage: &Stage, devices: &str, beside: &str) {
+    let file = stage.path("hostile.xml");
+    let disk = stage.disk("vda");
+    let xml = format!(
+        "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>vm</name><uuid>{UUID}</uuid>\
+         <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type><boot dev='network'/></os>\
+         <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/><target dev='vda' bus='virtio'/></disk>\
+         <memballoon model='none'/>{devices}</devices>{beside}</domain>",
+        disk.file.display()
+    );
+    std::fs::write(&file, xml).unwrap();
+    stage.host.virsh(&["define", text(&file)]);
+    stage.keepmark.backup("vm", &[]);
+    stage.host.virsh(&["undefine", "vm", "--checkpoints-metadata"]);
+}
+
+#[test]
+fn a_hostile_definition_gets_nothing_of_the_host() {
+    let stage = Stage::new();
+    let (mark, log) = (stage.path("mark"), stage.path("cron"));
+    let script = stage.path("evil");
+    std::fs::write(&script, format!("#!/bin/sh\ntouch {}\nexec /usr/bin/qemu-system-x86_64 \"$@\"\n", text(&mark))).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let devices = format!(
+        "<emulator>{script}</emulator><interface type='ethernet'><mac address='{MAC}'/><script path='{script}'/></interface>\
+         <serial type='file'><source path='{log}'/></serial>\
+         <disk type='file' device='cdrom'><source file='/etc/shadow'/><target dev='hda' bus='ide'/><readonly/></disk>",
+        script = text(&script),
+        log = text(&log)
+    );
+    let label = "<seclabel type='static' model='dac' relabel='yes'><label>root:root</label></seclabel>";
+    let line = "<qemu:commandline><qemu:arg value='-name'/><qemu:arg value='evil'/></qemu:commandline>";
+    hostile(&stage, &devices, &format!("{label}{line}"));
+    drop(std::fs::remove_file(&mark));
+    let (run, to) = define_as_said(&stage, "vm", &["--start"]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    for word in ["script", "-name evil", text(&log), "Hint: ", "--allow host-file,qemu-arguments,script"] {
+        assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+    }
+    assert!(!mark.exists() && !log.exists() && !to.exists());
+    assert!(stage.host.try_virsh(&["domstate", "vm"]).is_err());
+    // What the operator allows is there; the rest is dropped.
+    let (run, _) = define_as_said(&stage, "vm", &["--allow", "host-file,qemu-arguments", "--allow", "script"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let text = xml(&stage.host, "vm");
+    assert!(text.contains("value='evil'") && text.contains("/etc/shadow"), "{text}");
+    assert!(!text.contains("root:root") && text.contains("<emulator>/usr/bin/qemu"), "{text}");
+}
+
+#[test]
+fn an_ordinary_vm_starts_without_a_word() {
+    let stage = Stage::new();
+    let devices = "<serial type='pty'/><channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
+                   <graphics type='vnc' autoport='yes'/><input type='tablet' bus='usb'/><video><model type='vga'/></video>\
+                   <sound model='ich6'/><rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>";
+    hostile(&stage, devices, "");
+    let (run, _) = define_as_said(&stage, "vm", &["--start"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let domain = stage.host.defined("vm");
+    assert_eq!(domain.state(), "running");
+    domain.destroy();
+}
+
+#[test]
+fn a_copy_of_half_a_vm_goes_without_the_other_half() {
+    let stage = Stage::new();
+    let domain = backed_up(&stage);
+    let whole = stage.keepmark.ok(&["list", "--json"]).json()[0]["id"].as_str().unwrap()[..8].to_owned();
+    let half = stage.backup(&domain, &["--disk", "sda"])["backup"].as_str().unwrap().to_owned();
+    let restore = |more: &[&str]| {
+        let to = stage.fresh("half");
+        let run = stage.keepmark.run(&[&["restore", &half, "--define", "copy", "--to", text(&to)], more, &TRUSTED].concat());
+        (run, to)
+    };
+    let before = stage.witness(&domain);
+    let (run, to) = restore(&["--start"]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    for word in ["would write to the original's disk vda", "--without-disk vda", &format!("backup {whole} has all of them")] {
+        assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+    }
+    assert!(!to.exists());
+    let (run, _) = restore(&["--without-disk", "vda"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(!xml(&stage.host, "copy").contains("vda"));
+    let after = stage.witness(&domain);
+    before.assert_same("vda", &after.image("vda"), Format::Raw);
 }

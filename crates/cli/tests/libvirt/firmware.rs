@@ -81,7 +81,8 @@ fn uefi_variables_and_tpm_state_come_back_under_a_new_name() {
     let gone = [format!("lib/swtpm/{uuid}"), "lib/qemu/nvram/vm_VARS.fd".to_owned()].map(|path| stage.host.dir().join(path));
     assert!(gone.iter().all(|path| !path.exists()), "{gone:?}");
 
-    let run = keepmark.ok(&["restore", "vm@latest", "--define", "again", "--start", "--json"]);
+    let trusted = ["--allow", "emulator,socket,host-file"];
+    let run = keepmark.ok(&[&["restore", "vm@latest", "--define", "again", "--start", "--json"][..], &trusted].concat());
     assert_ne!(run.event("finished")["domain"]["uuid"].as_str(), Some(uuid.as_str()), "{}", run.stderr);
     let serial = &mut stage.host.serial("vm");
     serial.wait_for("KM-READY", BOOT);
@@ -100,7 +101,7 @@ fn a_vm_that_is_replaced_keeps_its_identity_and_gets_the_backups_tpm_over_its_ow
     keepmark.ok(&["backup", "vm"]);
     domain.destroy();
     // As the refusal of a name that is taken says it.
-    let restore = ["restore", "vm@latest", "--define", "vm", "--json"];
+    let restore = ["restore", "vm@latest", "--define", "vm", "--json", "--allow", "emulator,socket,host-file"];
     let undefine = "virsh undefine vm --keep-nvram --keep-tpm --checkpoints-metadata";
     assert!(keepmark.exits(&restore, 1).stderr.contains(undefine));
     domain.virsh("undefine", &["--keep-nvram", "--keep-tpm", "--checkpoints-metadata"]);

@@ -114,6 +114,13 @@ impl Connect {
         Ok(version.into())
     }
 
+    /// What it can run, as XML.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn capabilities(&self) -> Result<String> {
+        // SAFETY: the handle is open.
+        owned_text("tell what it can run", unsafe { virt_sys::virConnectGetCapabilities(self.raw) })
+    }
+
     /// All domains, running or not.
     #[expect(unsafe_code, reason = "a call of the library")]
     pub(crate) fn domains(&self) -> Result<Vec<Domain>> {

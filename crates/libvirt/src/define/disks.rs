@@ -1,5 +1,6 @@
 //! Disks of a restored domain: those of the backup point at their new images, of the others what can be kept.
 
+use super::allow::Allow;
 use super::facts::RestoredDisk;
 use super::rewrite::Work;
 use super::tree::Element;
@@ -39,6 +40,8 @@ fn point_at(disk: &mut Element, restored: &RestoredDisk, work: &mut Work<'_>) {
         work.remarks.finding(text);
     }
     disk.set("type", "file");
+    // They are for devices.
+    ["rawio", "sgio"].iter().for_each(|name| disk.unset(name));
     ["backingStore", "mirror", "encryption", "auth"].iter().for_each(|name| disk.remove(name));
     disk.replace(Element::new("source").with("file", &restored.path.to_string_lossy()));
     disk.edit("driver", |driver| {
@@ -53,39 +56,90 @@ fn point_at(disk: &mut Element, restored: &RestoredDisk, work: &mut Work<'_>) {
     });
 }
 
-/// Whether a disk that was not backed up stays in the definition.
+/// Whether a disk that was not backed up, or is not wanted, stays in the definition.
 fn keep(disk: &mut Element, target: &str, work: &mut Work<'_>) -> bool {
+    if work.wish.without.contains(target) {
+        work.remarks.note(format!("disk {target} is left out, as --without-disk says"));
+        return false;
+    }
     disk.remove("mirror");
     if let Some(source) = disk.child_mut("source") {
         source.unset("index");
     }
-    let is_medium = matches!(disk.get("device"), Some("cdrom" | "floppy"));
+    let Some(word) = reach(disk) else { return true };
     let source = source(disk);
+    let is_medium = matches!(disk.get("device"), Some("cdrom" | "floppy"));
     match (is_here(disk, work), is_medium) {
-        (true, true) => true,
-        (true, false) => {
-            kept(disk, target, &source, work);
-            true
-        }
+        (true, true) => medium(disk, target, &source, word, work),
+        (true, false) => return other(disk, target, &source, word, work),
         (false, true) => {
-            disk.remove("source");
-            disk.remove("backingStore");
-            disk.set("type", "file");
+            empty(disk);
             work.remarks.note(format!("{target} is empty now: its medium {source} is not on this host"));
-            true
         }
         (false, false) => {
             let why = why(target, work);
             work.remarks
                 .finding(format!("disk {target} is left out: it was not backed up{why}, and its source {source} is not on this host"));
-            false
+            return false;
         }
+    }
+    true
+}
+
+// A floppy that two VMs write to is no copy's.
+fn medium(disk: &mut Element, target: &str, source: &str, word: Allow, work: &mut Work<'_>) {
+    let is_shared = !work.stays && is_writable(disk);
+    if is_shared || !work.allows(word) {
+        empty(disk);
+        let how = if is_shared { "the original writes to it".to_owned() } else { format!("--allow {word} keeps it") };
+        work.remarks.note(format!("{target} is empty now: its medium {source} is not in the backup; {how}"));
+    } else {
+        work.remarks.note(format!("{target} keeps its medium {source}, as --allow {word} says"));
     }
 }
 
-fn kept(disk: &Element, target: &str, source: &str, work: &mut Work<'_>) {
+fn empty(disk: &mut Element) {
+    disk.remove("source");
+    disk.remove("backingStore");
+    disk.set("type", "file");
+}
+
+// A copy never writes where another machine does; for the rest the operator has to know the place.
+fn other(disk: &Element, target: &str, source: &str, word: Allow, work: &mut Work<'_>) -> bool {
+    if !work.stays && is_writable(disk) {
+        work.foreign.push((target.to_owned(), source.to_owned()));
+        return false;
+    }
+    if work.allows(word) {
+        kept(disk, target, source, word, work);
+        return true;
+    }
+    work.needs(word, format!("disk {target}, which is not in the backup, at {source}"))
+}
+
+fn is_writable(disk: &Element) -> bool {
+    disk.get("device") != Some("cdrom") && ["readonly", "transient"].iter().all(|mark| disk.child(mark).is_none())
+}
+
+// What its source reaches to; nothing for a drive that is empty.
+fn reach(disk: &Element) -> Option<Allow> {
+    let source = disk.child("source")?;
+    let has_none = ["file", "dev", "dir", "path", "name", "protocol", "pool", "type"].iter().all(|name| source.get(name).is_none());
+    if has_none {
+        return None;
+    }
+    Some(match disk.get("type") {
+        None | Some("file" | "dir" | "volume") => Allow::HostFile,
+        Some("block" | "nvme" | "vhostvdpa") => Allow::HostDevice,
+        Some("network") => Allow::NetworkAddress,
+        Some("vhostuser") => Allow::Socket,
+        Some(_) => Allow::Unknown,
+    })
+}
+
+fn kept(disk: &Element, target: &str, source: &str, word: Allow, work: &mut Work<'_>) {
     let why = why(target, work);
-    let text = format!("disk {target} was not backed up{why}: it keeps its source {source} as that is now");
+    let text = format!("disk {target} was not backed up{why}: it keeps its source {source} as that is now, as --allow {word} says");
     if ["readonly", "shareable", "transient"].iter().any(|mark| disk.child(mark).is_some()) {
         work.remarks.note(text);
     } else {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::allow::Allow;
+
 /// This host, as far as a definition can refer to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -20,6 +22,8 @@ pub(crate) struct Facts {
     pub(crate) volumes: BTreeSet<(String, String)>,
     /// Those of the definition's secrets that are there: UUID or usage.
     pub(crate) secrets: BTreeSet<String>,
+    /// The emulators that its libvirt lists.
+    pub(crate) emulators: BTreeSet<String>,
     /// Where libvirt keeps the state of emulated TPMs.
     pub(crate) swtpm: PathBuf,
 }
@@ -39,6 +43,21 @@ pub(crate) struct Wish {
     pub(crate) saved: BTreeSet<String>,
     /// Which network or bridge stands for which: old name, new name.
     pub(crate) networks: BTreeMap<String, String>,
+    /// What may reach to the host.
+    pub(crate) allowed: BTreeSet<Allow>,
+    /// Disks that it goes without, by target.
+    pub(crate) without: BTreeSet<String>,
+    /// Other backups of the VM, newest first.
+    pub(crate) backups: Vec<OtherBackup>,
+}
+
+/// Another backup of the VM, to be named where this one lacks a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherBackup {
+    /// As it is named on the command line.
+    pub name: String,
+    /// Its disks.
+    pub disks: BTreeSet<String>,
 }
 
 /// A disk as it is restored.

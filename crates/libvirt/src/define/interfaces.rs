@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::allow::Allow;
 use super::problem::Problem;
 use super::rewrite::{Random, Work};
 use super::tree::Element;
@@ -22,11 +23,12 @@ pub(super) fn rewrite(domain: &mut Element, work: &mut Work<'_>, random: Random<
         if !work.stays {
             renew(interface, random);
         }
+        reach(interface, work);
         let Some((kind, old)) = connection(interface) else { continue };
         connected.insert(old.clone());
         match work.wish.networks.get(&old) {
             Some(new) => connect(interface, &old, new, work)?,
-            None if is_here(kind, &old, work) => {}
+            None if is_here(kind, &old, work) => note_link(interface, kind, &old, work),
             None => missing.push((kind, old)),
         }
     }
@@ -55,6 +57,39 @@ fn renew(interface: &mut Element, random: Random<'_>) {
     }
     if interface.child("target").is_some_and(|target| *target == Element::new("target")) {
         interface.remove("target");
+    }
+}
+
+// What the host does for an interface beyond connecting it.
+fn reach(interface: &Element, work: &mut Work<'_>) {
+    let who = format!("network interface {}", interface.get_of("mac", "address").unwrap_or("without address"));
+    for script in interface.elements().filter(|below| matches!(below.name(), "script" | "downscript")) {
+        work.reaches(Allow::Script, format!("script {} of {who}", script.get("path").unwrap_or("without a name")));
+    }
+    let kind = interface.get("type").unwrap_or("without type");
+    let source = interface.child("source");
+    let values = || source.into_iter().flat_map(Element::values).collect::<Vec<_>>().join(" ");
+    match kind {
+        "network" | "bridge" | "user" | "null" | "vds" | "internal" | "ethernet" => {}
+        "direct" if source.and_then(|source| source.get("mode")) != Some("passthrough") => {}
+        "direct" | "hostdev" | "vdpa" => work.reaches(Allow::HostDevice, format!("{who} on the host's {} ({kind})", values())),
+        "vhostuser" => work.reaches(Allow::Socket, format!("{who} at {}", values())),
+        "udp" | "mcast" | "server" | "client" => work.reaches(Allow::NetworkAddress, format!("{who} of type {kind} ({})", values())),
+        _ => work.reaches(Allow::Unknown, format!("{who} of type {kind}")),
+    }
+    let is_address = |below: &Element| matches!(below.name(), "ip" | "route");
+    if source.is_some_and(|source| source.elements().any(is_address)) {
+        work.reaches(Allow::NetworkAddress, format!("addresses that the host gets for {who}"));
+    }
+    if interface.child("portForward").is_some() {
+        work.reaches(Allow::NetworkAddress, format!("ports of the host that lead to {who}"));
+    }
+}
+
+fn note_link(interface: &Element, kind: &str, name: &str, work: &mut Work<'_>) {
+    if kind != "network" {
+        let who = interface.get_of("mac", "address").unwrap_or("without address");
+        work.remarks.note(format!("network interface {who} is connected to this host's {} {name}", word(kind)));
     }
 }
 

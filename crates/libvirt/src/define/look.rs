@@ -24,6 +24,7 @@ pub(super) fn facts(connect: &Connect, definition: &str, swtpm: &Path) -> Result
     }
     facts.networks = connect.networks()?.into_iter().collect();
     facts.links = links();
+    facts.emulators = emulators(connect)?;
     domain.visit(&mut |element| {
         facts.present.extend(element.values().filter(|value| value.starts_with('/') && Path::new(value).exists()).map(str::to_owned));
         if let (Some(pool), Some(volume)) = (element.get("pool"), element.get("volume"))
@@ -34,6 +35,17 @@ pub(super) fn facts(connect: &Connect, definition: &str, swtpm: &Path) -> Result
     });
     facts.secrets = secrets_of(&domain).into_iter().filter(|secret| connect.secret_xml(secret).is_ok()).collect();
     Ok(facts)
+}
+
+fn emulators(connect: &Connect) -> Result<BTreeSet<String>> {
+    let capabilities = Element::parse(&connect.capabilities()?)?;
+    let mut found = BTreeSet::new();
+    capabilities.visit(&mut |element| {
+        if element.name() == "emulator" {
+            found.extend(element.text().map(str::to_owned));
+        }
+    });
+    Ok(found)
 }
 
 fn links() -> BTreeSet<String> {

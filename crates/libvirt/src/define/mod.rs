@@ -3,6 +3,8 @@
 //! Reading order: [`Destination::plan`] refuses what cannot work before anything is written, [`Plan::define`] does the rest once the
 //! disks are there. `rewrite` is the pure part: definition and facts in, definition and remarks out.
 
+mod allow;
+mod audio;
 mod boot;
 mod devices;
 mod disks;
@@ -11,19 +13,24 @@ mod identity;
 mod interfaces;
 mod look;
 mod place;
+mod ports;
 mod problem;
+mod reach;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_reach;
 mod tpm;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use keepmark_model::seam::{self, BackupReader};
 
-pub use facts::{Remark, RestoredDisk};
+pub use allow::{Allow, Reach};
+pub use facts::{OtherBackup, Remark, RestoredDisk};
 pub use problem::Problem;
 
 use crate::api::{Connect, Domain};
@@ -44,6 +51,12 @@ pub struct Order {
     pub to: Option<PathBuf>,
     /// Networks and bridges that stand for others: old name, new name.
     pub networks: BTreeMap<String, String>,
+    /// What of the definition may reach to the host beyond its restored disks.
+    pub allowed: BTreeSet<Allow>,
+    /// Disks that it goes without, by target.
+    pub without: BTreeSet<String>,
+    /// Other backups of the VM, newest first.
+    pub backups: Vec<OtherBackup>,
     /// The user's folders, for `qemu:///session`.
     pub user: UserFolders,
     /// Whether files that are there may be overwritten.
@@ -109,7 +122,8 @@ impl Destination {
     /// Rewrites the definition in a backup whose disks are going to be at the given places. Writes nothing.
     ///
     /// # Errors
-    /// When the backup has no definition, the name is taken, a network is missing, or a file is in the way.
+    /// When the backup has no definition, the name is taken, a network is missing, a file is in the way, or the definition reaches to the
+    /// host beyond what is allowed.
     pub fn plan(self, backup: &dyn BackupReader, disks: Vec<RestoredDisk>, random: &mut dyn FnMut() -> u32) -> seam::Result<Plan> {
         let saved = backup.files();
         let manifest = backup.manifest();
@@ -124,6 +138,9 @@ impl Destination {
             left_out: manifest.skipped.iter().map(|skipped| (skipped.name.clone(), skipped.why.clone())).collect(),
             saved: saved.into_iter().collect(),
             networks: self.order.networks.clone(),
+            allowed: self.order.allowed.clone(),
+            without: self.order.without.clone(),
+            backups: self.order.backups.clone(),
             disks: disks.clone(),
         };
         let rewritten = rewrite::rewrite(&definition, &facts, &wish, random)?;

@@ -1,8 +1,11 @@
 //! Why a domain cannot be defined from a backup.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use keepmark_model::FailureClass;
+
+use super::allow::Reach;
 
 /// A failure of defining a domain.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,24 @@ pub enum Problem {
         /// What it is connected to.
         known: Vec<String>,
     },
+    /// A disk was not wanted that the VM does not have.
+    #[error("the VM has no disk {name:?}")]
+    NoSuchDisk {
+        /// As asked for.
+        name: String,
+        /// What it has.
+        known: Vec<String>,
+    },
+    /// The definition reaches to the host.
+    #[error("{}", reaching(reaches, foreign))]
+    Reaches {
+        /// By what, as far as it was not allowed.
+        reaches: Vec<Reach>,
+        /// Disks of the original that a copy would write to: target and source.
+        foreign: Vec<(String, String)>,
+        /// The newest backup that has those disks, too.
+        complete: Option<String>,
+    },
     /// Something is where a file would go.
     #[error("{} exists already", path.display())]
     Exists {
@@ -79,13 +100,39 @@ pub enum Problem {
     },
 }
 
+fn reaching(reaches: &[Reach], foreign: &[(String, String)]) -> String {
+    let disks = foreign
+        .iter()
+        .map(|(target, source)| format!("a copy would write to the original's disk {target} at {source}, which is not in the backup"));
+    let named = reaches.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let rest = (!reaches.is_empty()).then(|| format!("the definition in the backup reaches to this host: {named}"));
+    disks.chain(rest).collect::<Vec<_>>().join("; ")
+}
+
+fn way_out(reaches: &[Reach], foreign: &[(String, String)], complete: Option<&String>) -> String {
+    let words: BTreeSet<&str> = reaches.iter().map(|reach| reach.word.word()).collect();
+    let trusted = "if you know what all of it does (`keepmark show BACKUP --file domain.xml`), allow it:";
+    let allow = (!words.is_empty()).then(|| format!("{trusted} --allow {}", words.into_iter().collect::<Vec<_>>().join(",")));
+    let without = foreign.iter().map(|(target, _)| format!("--without-disk {target}")).collect::<Vec<_>>().join(" ");
+    let other = complete.map(|name| format!("; backup {name} has all of them")).unwrap_or_default();
+    let leave = (!foreign.is_empty()).then(|| format!("leave out what is not in the backup: {without}{other}"));
+    leave.into_iter().chain(allow).collect::<Vec<_>>().join("; ")
+}
+
 impl Problem {
     pub(crate) fn class(&self) -> FailureClass {
         match self {
-            Self::Name { .. } | Self::NoDefinition { .. } | Self::NoSuchNetwork { .. } | Self::NotConnected { .. } => FailureClass::Usage,
-            Self::NameTaken { .. } | Self::NoNetwork { .. } | Self::Exists { .. } | Self::NotDefined { .. } | Self::NotStarted { .. } => {
-                FailureClass::Failed
-            }
+            Self::Name { .. }
+            | Self::NoDefinition { .. }
+            | Self::NoSuchNetwork { .. }
+            | Self::NoSuchDisk { .. }
+            | Self::NotConnected { .. } => FailureClass::Usage,
+            Self::NameTaken { .. }
+            | Self::NoNetwork { .. }
+            | Self::Reaches { .. }
+            | Self::Exists { .. }
+            | Self::NotDefined { .. }
+            | Self::NotStarted { .. } => FailureClass::Failed,
         }
     }
 
@@ -104,6 +151,8 @@ impl Problem {
                 let how = saved.as_ref().map(|file| format!(" (`keepmark show BACKUP --file {file}` tells how it was)")).unwrap_or_default();
                 format!("say what stands for it with --network {first}=NEW (this host has: {}), or make it first{how}", listed(known))
             }
+            Self::NoSuchDisk { known, .. } => format!("it has: {}", listed(known)),
+            Self::Reaches { reaches, foreign, complete } => way_out(reaches, foreign, complete.as_ref()),
             Self::NoSuchNetwork { known, .. } => format!("this host has: {}", listed(known)),
             Self::NotConnected { known, .. } => format!("it is connected to: {}", listed(known)),
             Self::Exists { .. } => "choose another place with --to, or overwrite it with --force".into(),

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::{Facts, Placed, Remarks, Rewritten, Wish};
+use super::allow::Reach;
+use super::facts::{Facts, OtherBackup, Placed, Remarks, Rewritten, Wish};
 use super::problem::Problem;
 use super::tree::Element;
-use super::{boot, devices, disks, identity, interfaces, tpm};
+use super::{boot, devices, disks, identity, interfaces, reach, tpm};
 use crate::error::Result;
 
 /// Fresh random bits at every call.
@@ -21,6 +22,10 @@ pub(crate) struct Work<'a> {
     pub(crate) uuid: String,
     pub(crate) files: Vec<Placed>,
     pub(crate) remarks: Remarks,
+    /// What reaches to the host and was not allowed.
+    pub(crate) refused: Vec<Reach>,
+    /// Disks of another machine, which this one would write to: target and source.
+    pub(crate) foreign: Vec<(String, String)>,
 }
 
 impl Work<'_> {
@@ -42,13 +47,23 @@ impl Work<'_> {
 /// Rewrites a definition.
 ///
 /// # Errors
-/// When it is no definition, its name is taken, or a network is missing.
+/// When it is no definition, its name is taken, a network is missing, or it reaches to the host beyond what was allowed.
 pub(crate) fn rewrite(definition: &str, facts: &Facts, wish: &Wish, random: Random<'_>) -> Result<Rewritten> {
     let mut domain = Element::parse(definition)?;
     if facts.names.contains(&wish.name) {
         return Err(Problem::NameTaken { name: wish.name.clone() }.into());
     }
-    let mut work = Work { facts, wish, stays: false, uuid: String::new(), files: Vec::new(), remarks: Remarks::default() };
+    let mut work = Work {
+        facts,
+        wish,
+        stays: false,
+        uuid: String::new(),
+        files: Vec::new(),
+        remarks: Remarks::default(),
+        refused: Vec::new(),
+        foreign: Vec::new(),
+    };
+    without(&domain, wish)?;
     identity::rewrite(&mut domain, &mut work, random)?;
     boot::rewrite(&mut domain, &mut work);
     interfaces::rewrite(&mut domain, &mut work, random)?;
@@ -58,7 +73,29 @@ pub(crate) fn rewrite(definition: &str, facts: &Facts, wish: &Wish, random: Rand
         devices::rewrite(devices, &mut work);
     });
     secrets(&domain, &mut work);
+    reach::judge(&mut domain, &mut work);
+    if !work.refused.is_empty() || !work.foreign.is_empty() {
+        let complete = complete(&work);
+        return Err(Problem::Reaches { reaches: work.refused, foreign: work.foreign, complete }.into());
+    }
     Ok(Rewritten { uuid: work.uuid, xml: domain.write(), files: work.files, remarks: work.remarks.0 })
+}
+
+// A wish that nothing answers to is a slip.
+fn without(domain: &Element, wish: &Wish) -> Result<()> {
+    let disks = domain.child("devices").into_iter().flat_map(Element::elements).filter(|element| element.name() == "disk");
+    let known: BTreeSet<&str> = disks.filter_map(|disk| disk.get_of("target", "dev")).collect();
+    let Some(name) = wish.without.iter().find(|name| !known.contains(name.as_str())) else { return Ok(()) };
+    Err(Problem::NoSuchDisk { name: name.clone(), known: known.into_iter().map(str::to_owned).collect() }.into())
+}
+
+// The newest other backup that has all that this one has, and what it lacks.
+fn complete(work: &Work<'_>) -> Option<String> {
+    let has = |backup: &&OtherBackup| {
+        let own = work.wish.disks.iter().map(|disk| &disk.name);
+        own.chain(work.foreign.iter().map(|(target, _)| target)).all(|name| backup.disks.contains(name))
+    };
+    work.wish.backups.iter().find(has).filter(|_| !work.foreign.is_empty()).map(|backup| backup.name.clone())
 }
 
 // What the definition still refers to, after disks that were encrypted have become plain.

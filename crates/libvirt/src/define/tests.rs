@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::allow::Allow;
 use super::facts::{Facts, RestoredDisk, Rewritten, Wish};
 use super::problem::Problem;
 use super::rewrite::rewrite;
@@ -49,6 +50,10 @@ fn win_wish(name: &str) -> Wish {
     Wish { saved, left_out, ..wish(name, vec![disk("sda", "raw"), disk("sdb", "raw"), disk("vdz", "raw")]) }
 }
 
+fn trusting(wish: Wish, without: &[&str]) -> Wish {
+    Wish { allowed: Allow::ALL.into(), without: without.iter().map(|name| (*name).to_owned()).collect(), ..wish }
+}
+
 fn mapped(wish: Wish, networks: &[(&str, &str)]) -> Wish {
     Wish { networks: networks.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())).collect(), ..wish }
 }
@@ -58,7 +63,7 @@ fn a_domain_that_comes_home_stays_the_same() {
     let present = set(["/usr/share/OVMF/OVMF_CODE_4M.fd", "/shared.qcow2"]);
     let facts = Facts { present, names: set(["db01"]), ..Facts::default() };
     let wish = Wish { saved: set(["nvram"]), ..wish("web01", vec![disk("vda", "qcow2"), disk("sda", "raw"), disk("vdg", "qcow2")]) };
-    insta::assert_snapshot!(told(&written(WEB, &facts, &wish).unwrap()));
+    insta::assert_snapshot!(told(&written(WEB, &facts, &trusting(wish, &[])).unwrap()));
 }
 
 #[test]
@@ -72,14 +77,17 @@ fn a_copy_on_another_host_is_a_domain_of_its_own() {
         ..Facts::default()
     };
     let wish = mapped(win_wish("copy"), &[("default", "lan"), ("eth0", "br7")]);
-    insta::assert_snapshot!(told(&written(WIN, &facts, &wish).unwrap()));
+    let Err(Error::Define(refused)) = written(WIN, &facts, &wish) else { panic!("it was not refused") };
+    insta::assert_snapshot!("what_it_would_reach_to", format!("{refused}\nHint: {}", refused.hint().unwrap()));
+    insta::assert_snapshot!(told(&written(WIN, &facts, &trusting(wish, &["vdc"])).unwrap()));
 }
 
 #[test]
 fn identity_is_kept_only_where_nobody_has_it() {
     let facts = |names: BTreeSet<String>, uuids: BTreeSet<String>| Facts { names, uuids, ..Facts::default() };
     for (name, uuids, stays) in [("web01", set([]), true), ("web02", set([]), false), ("web01", set([WEB_UUID]), false)] {
-        let written = written(WEB, &facts(set(["x"]), uuids), &wish(name, vec![])).unwrap();
+        let wish = trusting(wish(name, vec![]), &["vdd", "vde", "vdf"]);
+        let written = written(WEB, &facts(set(["x"]), uuids), &wish).unwrap();
         assert_eq!(written.uuid == WEB_UUID, stays, "{name}");
         assert!(written.xml.contains(&format!("<uuid>{}</uuid>", written.uuid)) && written.xml.contains(&format!("<name>{name}</name>")));
     }
@@ -138,8 +146,8 @@ fn where_nvram_and_tpm_go_depends_on_how_the_definition_says_it() {
         let (files, _, findings) = places(&definition, &Wish { saved: set([]), ..wish.clone() });
         assert_eq!((files.as_str(), findings), ("", 1));
     }
-    let (_, xml, _) = places(&domain("<os><nvram template='/t'>/n</nvram></os>"), &Wish { saved: set([]), ..wish.clone() });
-    assert!(xml.contains("<nvram template='/t'/>"), "{xml}");
+    let (_, xml, _) = places(&domain("<os><nvram template='/usr/share/t'>/n</nvram></os>"), &Wish { saved: set([]), ..wish.clone() });
+    assert!(xml.contains("<nvram template='/usr/share/t'/>"), "{xml}");
 }
 
 #[test]
@@ -151,7 +159,8 @@ fn what_the_host_lacks_to_boot_comes_from_the_backup_or_is_said() {
     let wish = Wish { saved: set(["loader", "kernel"]), ..wish("a", vec![]) };
     let bare = told(&written(&definition, &Facts::default(), &wish).unwrap());
     insta::assert_snapshot!(bare);
-    let all = Facts { present: set(["/f", "/k", "/i", "/q"]), ..Facts::default() };
-    let kept = written(&definition, &all, &wish).unwrap();
-    assert!(kept.files.is_empty() && kept.remarks.is_empty() && kept.xml.contains("firmware='efi'"), "{}", told(&kept));
+    let all = Facts { present: set(["/f", "/k", "/i", "/q"]), emulators: set(["/q"]), ..Facts::default() };
+    let kept = written(&definition, &all, &Wish { allowed: [Allow::HostFile].into(), ..wish }).unwrap();
+    assert!(kept.files.is_empty() && kept.remarks.iter().all(|remark| remark.text.ends_with("stays, as --allow host-file says")));
+    assert!(kept.xml.contains("firmware='efi'"), "{}", told(&kept));
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::allow::Allow;
 use super::facts::Placed;
 use super::rewrite::Work;
 use super::tree::Element;
@@ -14,6 +15,7 @@ pub(super) fn rewrite(devices: &mut Element, work: &mut Work<'_>) {
 fn one(tpm: &mut Element, work: &mut Work<'_>) {
     let Some(backend) = tpm.child_mut("backend") else { return };
     if backend.get("type") != Some("emulator") {
+        reach(backend, work);
         work.remarks.finding("the VM uses a TPM of the host it came from: what that TPM sealed cannot be opened here".into());
         return;
     }
@@ -34,6 +36,14 @@ fn one(tpm: &mut Element, work: &mut Work<'_>) {
         source.set("path", &path.to_string_lossy());
     }
     work.files.extend(saved.iter().map(|name| Placed { saved: name.clone(), path: folder.join(bare(name)) }));
+}
+
+fn reach(backend: &Element, work: &mut Work<'_>) {
+    let kind = backend.get("type").unwrap_or("without type").to_owned();
+    let word = if kind == "external" { Allow::Socket } else { Allow::HostDevice };
+    let mut places = Vec::new();
+    backend.elements().for_each(|below| places.extend(below.get("path").map(str::to_owned)));
+    work.reaches(word, format!("a TPM of the host ({kind} {})", places.join(" ")));
 }
 
 fn bare(saved: &str) -> &Path {

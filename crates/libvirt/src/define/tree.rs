@@ -50,10 +50,18 @@ impl Element {
             if child.is_element() {
                 element.children.push(Child::Element(Self::read(child, depth + 1)?));
             } else if let Some(text) = child.text().filter(|text| child.is_text() && !(has_elements && text.trim().is_empty())) {
-                element.children.push(Child::Text(text.to_owned()));
+                element.add_text(text);
             }
         }
         Ok(element)
+    }
+
+    // Texts with nothing but a comment between them are one: what is looked at is what is written again.
+    fn add_text(&mut self, text: &str) {
+        match self.children.last_mut() {
+            Some(Child::Text(before)) => before.push_str(text),
+            Some(Child::Element(_)) | None => self.children.push(Child::Text(text.to_owned())),
+        }
     }
 
     /// The document, indented.
@@ -141,6 +149,11 @@ impl Element {
         self.elements().for_each(|element| element.visit(look));
     }
 
+    /// Its attributes: name and value.
+    pub(crate) fn attributes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// All values of its attributes and its own text.
     pub(crate) fn values(&self) -> impl Iterator<Item = &str> {
         self.attributes.iter().map(|(_, value)| value.as_str()).chain(self.text())
@@ -187,9 +200,11 @@ impl Element {
         }
     }
 
-    /// Puts an element in the place of the first of its name, or at the end.
+    /// Puts an element in the place of all others of its name, or at the end.
     pub(crate) fn replace(&mut self, element: Self) {
         let name = element.name.clone();
+        let mut is_first = true;
+        self.retain(|old| old.name != name || std::mem::take(&mut is_first));
         self.edit(&name, |old| *old = element);
     }
 
@@ -265,10 +280,16 @@ mod tests {
         tree.edit("c", |c| c.set_text("new & old"));
         tree.replace(Element::new("b").with("z", "3"));
         tree.edit("d", |_| ());
-        assert_eq!(tree.write(), "<a x='2' y='&lt;'>\n  <b z='3'/>\n  <c>new &amp; old</c>\n  <b/>\n  <d/>\n</a>\n");
+        assert_eq!(tree.write(), "<a x='2' y='&lt;'>\n  <b z='3'/>\n  <c>new &amp; old</c>\n  <d/>\n</a>\n");
         tree.remove("b");
         tree.unset("x");
         assert_eq!(tree.write(), "<a y='&lt;'>\n  <c>new &amp; old</c>\n  <d/>\n</a>\n");
+    }
+
+    #[test]
+    fn a_comment_hides_nothing() {
+        let tree = Element::parse("<a>/usr/share/x<!-- -->/../../etc<![CDATA[/shadow]]></a>").unwrap();
+        assert_eq!(tree.text(), Some("/usr/share/x/../../etc/shadow"));
     }
 
     #[test]
