@@ -2,7 +2,8 @@
 //!
 //! libvirt writes its record of a checkpoint after QEMU made the bitmaps, and removes it after QEMU removed them. Whoever dies in
 //! between leaves bitmaps that libvirt does not know, or a record of bitmaps that are gone. The bitmap's name says which
-//! checkpoint it belongs to, so both are healed without asking anybody. Only names of our form are touched.
+//! checkpoint it belongs to, so both are healed without asking anybody. Only names of our form are touched, and only those of the image
+//! that a disk writes to: an image below may be the template of another VM, whose checkpoints are none of this one's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,7 @@ use crate::xml;
 pub(crate) struct Repairs {
     /// Bitmaps that libvirt does not know.
     pub(crate) adopt: Vec<Orphan>,
-    /// Records whose bitmaps are nowhere.
+    /// Records whose bitmaps are on no image that a disk writes to.
     pub(crate) forget: Vec<CheckpointName>,
 }
 
@@ -43,11 +44,11 @@ pub(crate) fn repairs(disks: &[DiskFacts], known: &[String]) -> Repairs {
     Repairs { adopt: present.into_values().collect(), forget }
 }
 
-// Everything of ours that is on the disks, oldest first.
+// Everything of ours that is the domain's own, oldest first.
 fn present(disks: &[DiskFacts]) -> BTreeMap<CheckpointName, Orphan> {
     let mut found: BTreeMap<CheckpointName, Orphan> = BTreeMap::new();
     for disk in disks {
-        let names = disk.bitmaps().filter_map(|bitmap| CheckpointName::parse(&bitmap.name).ok());
+        let names = disk.own_bitmaps().filter_map(|bitmap| CheckpointName::parse(&bitmap.name).ok());
         let names: BTreeSet<CheckpointName> = names.collect();
         for name in names {
             let is_whole = recorded(disk, &name).is_ok();
@@ -69,7 +70,8 @@ pub(crate) fn known(link: &mut Link) -> Result<Vec<String>> {
 /// # Errors
 /// When it is taken.
 pub(crate) fn free(link: &mut Link, disks: &[DiskFacts], name: &CheckpointName) -> Result<()> {
-    let is_taken = present(disks).contains_key(name) || known(link)?.iter().any(|other| other == name.as_str());
+    let is_there = disks.iter().flat_map(DiskFacts::bitmaps).any(|bitmap| bitmap.name == name.as_str());
+    let is_taken = is_there || known(link)?.iter().any(|other| other == name.as_str());
     if !is_taken {
         return Ok(());
     }
@@ -89,7 +91,7 @@ pub(crate) fn heal(link: &mut Link, disks: &[DiskFacts]) -> Result<Vec<String>> 
 
 /// Makes libvirt forget checkpoints whose bitmaps are nowhere; says which.
 pub(crate) fn forget_gone(link: &mut Link, repairs: &Repairs) -> Result<Vec<String>> {
-    let said = |name: &CheckpointName| format!("libvirt's record of checkpoint {name}, whose bitmaps are gone");
+    let said = |name: &CheckpointName| format!("libvirt's record of checkpoint {name}, whose bitmaps are gone or another VM's");
     repairs.forget.iter().map(|name| forget(link, name).map(|()| said(name))).collect()
 }
 
@@ -219,8 +221,8 @@ mod tests {
     #[test]
     fn orphans_are_adopted_oldest_first_with_what_is_whole_of_them() {
         let top: &[BitmapFacts] = &[bitmap(C3, false), bitmap(C1, false)];
-        let overlay: &[BitmapFacts] = &[];
-        let disks = [disk("vda", &[top]), disk("vdb", &[&[bitmap(C3, true)]]), disk("vdc", &[overlay, &[bitmap(C3, false)]])];
+        let disks =
+            [disk("vda", &[top]), disk("vdb", &[&[bitmap(C3, true)]]), disk("vdc", &[&[bitmap(C3, false)], &[], &[bitmap(C3, false)]])];
         let orphan = |text: &str, whole: &[&str], broken: &[&str]| Orphan {
             name: name(text),
             whole: whole.iter().map(|disk| (*disk).to_owned()).collect(),
@@ -228,5 +230,15 @@ mod tests {
         };
         let adopt = vec![orphan(C1, &["vda"], &[]), orphan(C3, &["vda"], &["vdb", "vdc"])];
         assert_eq!(found(&disks, &[]), Repairs { adopt, forget: vec![] });
+    }
+
+    #[test]
+    fn checkpoints_of_a_template_are_not_those_of_its_clones() {
+        let template: &[BitmapFacts] = &[bitmap(C1, false), bitmap(C2, true)];
+        let clone = [disk("vda", &[&[bitmap(C3, false)], template]), disk("vdb", &[&[], template])];
+        let own = Orphan { name: name(C3), whole: vec!["vda".into()], broken: vec![] };
+        assert_eq!(found(&clone, &[]), Repairs { adopt: vec![own], forget: vec![] });
+        // What an earlier version took for the clone's.
+        assert_eq!(found(&clone, &[C1, C3]), Repairs { adopt: vec![], forget: vec![name(C1)] });
     }
 }

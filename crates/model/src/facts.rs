@@ -67,6 +67,14 @@ impl DiskFacts {
     pub fn bitmaps(&self) -> impl Iterator<Item = &BitmapFacts> {
         self.layers.iter().flat_map(|layer| &layer.bitmaps)
     }
+
+    /// The bitmaps of the image that it writes to: what may be made known as its own, and removed.
+    ///
+    /// An image below may be the template of other VMs, with their bitmaps on it, and one of this VM's own carries a bitmap that is of
+    /// use only if the image above goes on with one of the same name. So what is below alone is nobody's here: it is read, and left.
+    pub fn own_bitmaps(&self) -> impl Iterator<Item = &BitmapFacts> {
+        self.layers.iter().take(1).flat_map(|layer| &layer.bitmaps)
+    }
 }
 
 /// Whether a disk's bitmaps outlive the process that has the image open.

@@ -187,10 +187,12 @@ pub fn bases(sequence: &[StoredBackup]) -> Vec<&StoredBackup> {
     sequence.iter().filter(|backup| ids.contains(&&backup.id)).collect()
 }
 
-/// The checkpoints on a VM's disks, by name in order of time, and whether each is inconsistent wherever it is.
+/// The checkpoints of a VM's own on its disks, by name in order of time, and whether each is inconsistent wherever it is.
+///
+/// Those that are on backing images alone may be other VMs', of whose disks they are the templates.
 #[must_use]
 pub fn present_checkpoints(facts: &VmFacts) -> Vec<(CheckpointName, bool)> {
-    let bitmaps = facts.disks.iter().flat_map(DiskFacts::bitmaps);
+    let bitmaps = facts.disks.iter().flat_map(DiskFacts::own_bitmaps);
     let mut found = std::collections::BTreeMap::new();
     for bitmap in bitmaps {
         if let Ok(name) = CheckpointName::parse(&bitmap.name) {
@@ -469,5 +471,15 @@ mod tests {
         let lost = BitmapFacts { inconsistent: true, ..bitmap(C1) };
         let facts = vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[lost])]);
         assert_eq!(present_checkpoints(&facts), [(CheckpointName::parse(C1).unwrap(), false)]);
+    }
+
+    #[test]
+    fn what_is_on_a_template_alone_is_not_the_clones() {
+        let mut clone = named("vda", &[bitmap(C2)]);
+        clone.layers.push(crate::facts::LayerFacts { image: "/images/template.qcow2".into(), bitmaps: vec![bitmap(C1)] });
+        let facts = vm(vec![clone]);
+        assert_eq!(present_checkpoints(&facts), [(CheckpointName::parse(C2).unwrap(), false)]);
+        let sequence = [backup("a", Some(C1)), backup("b", Some(C2))];
+        assert_eq!(obsolete_checkpoints(&facts, &StoreId::new("s"), &sequence, &hold("2026-11-22T21:00:00Z")), []);
     }
 }

@@ -80,6 +80,16 @@ pub trait Hypervisor {
     /// When the hypervisor does not tell.
     fn unfinished(&mut self) -> Result<Vec<Unfinished>>;
 
+    /// Looks what the VM has when it starts anew, before it is shut down so that these disks can be written; says in words what becomes of
+    /// others.
+    ///
+    /// # Errors
+    /// When one of these would be another one then, or gone. Nothing has happened.
+    fn before_power_down(&mut self, disks: &[DiskName]) -> Result<Vec<String>> {
+        let _ = disks;
+        Ok(Vec::new())
+    }
+
     /// Asks the guest to power down and waits until it has; gives the VM at rest.
     ///
     /// # Errors

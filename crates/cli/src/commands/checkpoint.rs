@@ -106,7 +106,7 @@ fn list(context: &Context, facts: &VmFacts) -> Result<Outcome, Failure> {
 }
 
 fn on_disks<'a>(facts: &'a VmFacts, name: &'a CheckpointName) -> impl Iterator<Item = (&'a str, &'a BitmapFacts)> {
-    let bitmaps = facts.disks.iter().flat_map(|disk| disk.bitmaps().map(|bitmap| (disk.name.as_str(), bitmap)));
+    let bitmaps = facts.disks.iter().flat_map(|disk| disk.own_bitmaps().map(|bitmap| (disk.name.as_str(), bitmap)));
     bitmaps.filter(move |(_, bitmap)| bitmap.name == name.as_str())
 }
 

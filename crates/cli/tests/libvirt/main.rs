@@ -4,6 +4,7 @@
 //! QEMU agree about every checkpoint, nothing of keepmark is left but checkpoints, and nothing of others was touched.
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
+mod clones;
 mod define;
 mod firmware;
 mod held;
