@@ -217,11 +217,15 @@ pub enum Error {
     /// The user did not want to wait any longer.
     #[error("interrupted while the guest was powering down; it may still do so")]
     Interrupted,
-    /// What the domain has when it is off is not what it had.
-    #[error("domain {domain} has other images when it is shut off than while it ran")]
+    /// What the domain has at its next start is not what it has.
+    #[error("disk {disk} of domain {domain} {what}")]
     OtherImages {
         /// Which.
         domain: String,
+        /// Which of its disks.
+        disk: String,
+        /// What becomes of it, in words.
+        what: String,
     },
     /// A running guest's disks cannot be written.
     #[error("domain {domain} runs: its disks cannot be written in place")]
@@ -317,7 +321,9 @@ impl Error {
                 "shut it down yourself (in the guest, or `virsh shutdown {domain}`) and revert then, or give it longer with \
                  --shutdown-timeout; it must have a guest agent or obey its power button"
             ),
-            Self::OtherImages { domain } => format!("its definition differs from how it runs; see `virsh dumpxml --inactive {domain}`"),
+            Self::OtherImages { domain, disk, .. } => format!(
+                "make its definition (`virsh edit {domain}`) say what it runs with, or leave {disk} out: --disk NAME names the disks that go back"
+            ),
             Self::TargetFull { .. } => {
                 "make room in the store, or pull (--mode pull), which lets the guest go on when the store is full".into()
             }

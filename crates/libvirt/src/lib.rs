@@ -18,6 +18,7 @@ mod hindrances;
 mod link;
 mod look;
 mod monitor;
+mod next_start;
 mod point;
 mod pushed;
 mod running;

@@ -55,6 +55,8 @@ pub(crate) struct Running {
     locks: Vec<VmLock>,
     // The way around libvirt where a dead job holds the domain.
     detour: Option<Live>,
+    // The disks that the domain is to be shut down for; all, if nobody said.
+    wanted: Vec<DiskName>,
     // Whether libvirt was told of checkpoints that it is to forget in the end.
     told_libvirt: bool,
 }
@@ -67,7 +69,7 @@ impl Running {
         let images: BTreeSet<&Path> = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.exists()).collect();
         let locks = images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect::<keepmark_qemu::Result<_>>()?;
         let detour = if is_wedged { Some(detour::open(&link, &xml, &options)?) } else { None };
-        Ok(Self { link, options, identity, told: Vec::new(), locks, detour, told_libvirt: false })
+        Ok(Self { link, options, identity, told: Vec::new(), locks, detour, wanted: Vec::new(), told_libvirt: false })
     }
 
     fn look(&mut self) -> Result<VmFacts> {
@@ -427,15 +429,21 @@ impl Hypervisor for Running {
         Ok(Vec::new())
     }
 
+    fn before_power_down(&mut self, disks: &[DiskName]) -> seam::Result<Vec<String>> {
+        self.wanted = disks.to_vec();
+        let now = facts(&mut self.link)?;
+        Ok(halting::check(&mut self.link, &now, disks)?)
+    }
+
     fn power_down(self: Box<Self>, within: Duration, interrupted: &dyn Fn() -> bool) -> seam::Result<Box<dyn Hypervisor>> {
-        let Self { link, options, locks, detour, .. } = *self;
+        let Self { link, options, locks, detour, wanted, .. } = *self;
         if detour.is_some() {
             // libvirt would not start it again.
             return Err(Error::Wedged { domain: link.name().to_owned() }.into());
         }
         // The one who works on its images next takes the same.
         drop(locks);
-        Ok(Box::new(halting::shut_down(link, options, within, interrupted)?))
+        Ok(Box::new(halting::shut_down(link, options, &wanted, within, interrupted)?))
     }
 
     fn begin_writing(&mut self, _: &WriteRequest) -> seam::Result<Box<dyn Writing + '_>> {

@@ -116,8 +116,9 @@ fn safety(context: &Context) -> BackupJob {
 
 fn go_back(context: &Context, arguments: &RevertArguments, store: &dyn Store, job: &RevertJob) -> Result<RevertReport, Failure> {
     let mut vm = hypervisor::open_half_reverted(context, &arguments.vm)?;
-    check(vm.as_mut(), store, job)?;
+    let otherwise = check(vm.as_mut(), store, job)?;
     if vm.rest()? == Rest::Running && (arguments.shutdown || confirmed(&vm.facts()?.identity.name, &job.target)?) {
+        otherwise.iter().for_each(|text| context.screen.note(text));
         context.screen.note("shutting the guest down");
         let within = Duration::from_secs(arguments.shutdown_timeout);
         vm = vm.power_down(within, &|| context.screen.interrupted())?;

@@ -130,3 +130,30 @@ fn what_would_be_lost_or_minded_is_refused() {
     let saved = stage.keepmark.exits(&["revert", "vm", &backup], 2);
     assert_says(&saved, &["managed save"]);
 }
+
+#[test]
+fn what_the_next_start_lacks_is_said_before_anything_stops() {
+    let stage = Stage::new();
+    // One file has many names.
+    let named = stage.disk("vda");
+    let twice = Disk { file: format!("/{}", named.file.display()).into(), ..named };
+    let domain = stage.host.domain("vm").disk(twice).start();
+    let second = stage.disk("vdb");
+    domain.virsh("attach-disk", &[second.file.to_str().unwrap(), "vdb", "--driver", "qemu", "--subdriver", "qcow2", "--live"]);
+    let backup = stage.backup(&domain, &[])["backup"].as_str().unwrap().to_owned();
+    for way in ["--dry-run", "--shutdown"] {
+        let refused = stage.keepmark.exits(&["revert", "vm", &backup, way], 1);
+        assert_says(&refused, &["disk vdb of domain vm is attached to the running domain only", "--disk NAME"]);
+        assert_eq!(domain.state(), "running");
+    }
+    let preview = stage.keepmark.ok(&["revert", "vm", &backup, "--disk", "vda", "--dry-run"]);
+    assert_says(&preview, &["disk vdb is attached to the running domain only"]);
+    // It has nothing in it that obeys: somebody pulls the plug.
+    let running = stage.keepmark.spawn(&["revert", "vm", &backup, "--disk", "vda", "--shutdown", "--json"]);
+    soon("the shutdown", || running.stderr().contains("shutting the guest down"));
+    std::thread::sleep(Duration::from_secs(1));
+    domain.destroy();
+    let run = running.wait(TIMEOUT);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert_eq!(domain.state(), "running");
+}

@@ -55,12 +55,17 @@ fn look(vm: &mut dyn Hypervisor, store: &dyn Store, job: &RevertJob) -> Result<L
     Ok(Look { facts, unfinished, plan })
 }
 
-/// Refuses what does not fit, before a guest is shut down for it.
+/// Refuses what does not fit, before a guest is shut down for it; says in words what else will be otherwise then.
 ///
 /// # Errors
 /// When the backup does not fit the VM, or either cannot be looked at.
-pub fn check(vm: &mut dyn Hypervisor, store: &dyn Store, job: &RevertJob) -> Result<()> {
-    look(vm, store, job).map(drop)
+pub fn check(vm: &mut dyn Hypervisor, store: &dyn Store, job: &RevertJob) -> Result<Vec<String>> {
+    let look = look(vm, store, job)?;
+    next_start(vm, &look.plan)
+}
+
+fn next_start(vm: &mut dyn Hypervisor, plan: &RevertPlan) -> Result<Vec<String>> {
+    vm.before_power_down(&plan.disks.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>())
 }
 
 /// Says what a revert would write and why, by comparing; changes nothing.
@@ -77,6 +82,7 @@ pub fn preview(
     let started = (world.elapsed)();
     clean_up(vm, monitor)?;
     let Look { facts, unfinished, plan } = look(vm, store, job)?;
+    next_start(vm, &plan)?.iter().for_each(|text| monitor.note(text));
     let backup = store.open(&job.target.id)?;
     let request = WriteRequest { disks: point_disks(&plan), run: world.run(), backup: job.target.id.clone() };
     let mut point = vm.begin(&request.point())?;
