@@ -1,9 +1,12 @@
 //! Folders of stores, of both kinds: made, refused where something is already, and made durable.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -30,6 +33,32 @@ pub fn make(path: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| Error::io("create folder", path, error))
 }
 
+/// Gives a file a name that nothing has yet. Where the file system cannot rename so (NFS, sshfs, 9P, older ZFS), a second name does it
+/// and the first one goes; where there are no second names either, it looks first.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_instead(from, to),
+        other => Ok(other?),
+    }
+}
+
+fn link_instead(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to).map_err(|error| (error.raw_os_error().map(Errno::from_raw_os_error), error)) {
+        Ok(()) => fs::remove_file(from),
+        Err((Some(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP), _)) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
+        Err((Some(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP), _)) => Err(ErrorKind::AlreadyExists.into()),
+        Err((_, error)) => Err(error),
+    }
+}
+
+/// Makes a folder for the owner only, and those above it; gives those that were not there, the uppermost first.
+pub fn make_new(path: &Path) -> Result<Vec<PathBuf>> {
+    let missing = path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+    let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+    missing.reverse();
+    make(path).map(|()| missing)
+}
+
 /// Makes the names in a folder durable.
 pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync folder", path, error))
@@ -43,4 +72,60 @@ pub fn is_remote(path: &Path) -> bool {
 /// Whether a failure says that nothing can be written there, which need not keep anybody from reading.
 pub fn is_unwritable(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// Folders of a new store that go again unless it is complete. What is not empty stays: it is somebody else's.
+#[derive(Debug, Default)]
+pub struct Undo(Vec<PathBuf>);
+
+impl Undo {
+    /// Makes a folder that goes again.
+    pub fn make(&mut self, path: &Path) -> Result<()> {
+        self.0.extend(make_new(path)?);
+        Ok(())
+    }
+
+    /// The store is complete.
+    pub fn forget(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        self.0.iter().rev().for_each(|folder| drop(fs::remove_dir(folder)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_name_replaces_nothing_however_it_is_given() {
+        for give in [rename_new, link_instead] {
+            let folder = tempfile::tempdir().unwrap();
+            let [from, to] = ["from", "to"].map(|name| folder.path().join(name));
+            fs::write(&from, "one").unwrap();
+            give(&from, &to).unwrap();
+            assert_eq!((fs::read(&to).unwrap(), from.exists()), (b"one".to_vec(), false));
+            fs::write(&from, "two").unwrap();
+            assert_eq!(give(&from, &to).unwrap_err().kind(), ErrorKind::AlreadyExists);
+            assert_eq!((fs::read(&to).unwrap(), from.exists()), (b"one".to_vec(), true));
+        }
+    }
+
+    #[test]
+    fn what_was_made_goes_again_but_for_what_others_put_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("there")).unwrap();
+        let mut undo = Undo::default();
+        for name in ["there", "a/b", "a/c", "d"] {
+            undo.make(&at(name)).unwrap();
+        }
+        fs::write(at("a/c/file"), "").unwrap();
+        drop(undo);
+        assert_eq!(["there", "a/b", "a/c", "d"].map(|name| at(name).exists()), [true, false, true, false]);
+    }
 }

@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use crate::error::{Error, Result};
 use crate::folders;
 use crate::images::place::temporary_name;
@@ -18,6 +20,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         drop(fs::remove_file(&temporary));
     }
     written
+}
+
+/// Writes a file that is not there yet, durably, and whole from when on it has its name.
+pub fn create(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_file_name(temporary_name());
+    let named = || folders::rename_new(&temporary, path).map_err(|error| Error::io("create", path, error));
+    let settled = || folders::sync(path.parent().unwrap_or(Path::new("."))).inspect_err(|_| drop(fs::remove_file(path)));
+    write_new(&temporary, bytes).and_then(|()| named()).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+    settled()
 }
 
 /// Writes a file that is not there yet, for the owner only, and syncs it but not its name.
@@ -41,11 +52,12 @@ pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("sync", path, error))
 }
 
-/// Reads a file of `bytes_max` bytes at most.
+/// Reads a file of `bytes_max` bytes at most. No link is followed: it could lead out of the store.
 pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let read = || {
         let mut content = Vec::new();
-        File::open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut content)?;
+        OpenOptions::new().read(true).custom_flags(flags).open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut content)?;
         if content.len() as u64 > bytes_max { Err(ErrorKind::FileTooLarge.into()) } else { Ok(content) }
     };
     read().map_err(|error: std::io::Error| Error::io("read", path, error))

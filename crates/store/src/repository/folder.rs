@@ -5,14 +5,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::RenameFlags;
-
 use crate::error::{Error, Result};
-use crate::folders;
+use crate::folders::{self, Undo};
 use crate::repository::backend::{Backend, FileKind, Upload};
 use crate::repository::id::Id;
 
@@ -27,34 +25,75 @@ const SMALL_FOLDERS: [&str; 5] = ["keys", "snapshots", "index", "locks", UPLOAD_
 #[derive(Debug, Clone)]
 pub struct Folder {
     root: PathBuf,
-    /// Folders in which a name appeared or went, which is not durable yet.
-    unsettled: Arc<Mutex<BTreeSet<PathBuf>>>,
+    changes: Arc<Changes>,
+}
+
+/// Folders in which a name appeared or went.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Those of which that is not durable yet. They leave it only when a sync has succeeded, and whoever looks waits for who syncs:
+    /// what one backup has put there, another may count on.
+    unsettled: Mutex<BTreeSet<PathBuf>>,
+    /// Held while they are synced.
+    settling: Mutex<()>,
+    /// Those whose sync has failed. Whether another sync would tell is not known, so none is believed any more.
+    failed: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Changes {
+    fn note(&self, folder: &Path) {
+        held(&self.unsettled).insert(folder.to_owned());
+    }
+
+    /// Syncs what has changed below a folder; what has failed once is tried again only if `anew`.
+    fn settle(&self, top: &Path, anew: bool) -> Result<()> {
+        let _alone = held(&self.settling);
+        if !anew && held(&self.failed).iter().any(|folder| folder.starts_with(top)) {
+            return Err(Error::Poisoned);
+        }
+        let waiting: Vec<PathBuf> = held(&self.unsettled).iter().filter(|folder| folder.starts_with(top)).cloned().collect();
+        waiting.iter().try_for_each(|folder| self.sync(folder))
+    }
+
+    /// A name that appears while it is synced is noted again, and stays noted.
+    fn sync(&self, folder: &Path) -> Result<()> {
+        held(&self.unsettled).remove(folder);
+        folders::sync(folder).inspect_err(|_| {
+            self.note(folder);
+            held(&self.failed).insert(folder.to_owned());
+        })
+    }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Folder {
     /// A repository at this path; nothing is looked at yet.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), unsettled: Arc::default() }
+        Self { root: root.to_owned(), changes: Arc::default() }
     }
 
-    /// Makes the folders of a new repository, readable by the owner only.
+    /// Makes the folders of a new repository, readable by the owner only. They go again unless the repository gets complete.
     ///
     /// # Errors
     /// When something is there already, or a folder cannot be made.
-    pub fn create(root: &Path) -> Result<Self> {
+    pub fn create(root: &Path) -> Result<(Self, Undo)> {
         folders::refuse_occupied(root, "config", "there is a repository already")?;
-        folders::make(root)?;
+        let mut undo = Undo::default();
+        undo.make(root)?;
         for name in SMALL_FOLDERS {
-            folders::make(&root.join(name))?;
+            undo.make(&root.join(name))?;
         }
         for byte in 0..=u8::MAX {
-            folders::make(&root.join("data").join(hex::encode([byte])))?;
+            undo.make(&root.join("data").join(hex::encode([byte])))?;
         }
         for folder in [root.join("data"), root.to_owned()] {
             folders::sync(&folder)?;
         }
-        Ok(Self::new(root))
+        Ok((Self::new(root), undo))
     }
 
     /// Says whether a repository is here.
@@ -72,7 +111,7 @@ impl Folder {
     }
 
     fn changed(&self, folder: &Path) {
-        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned());
+        self.changes.note(folder);
     }
 
     fn path(&self, kind: FileKind, id: &Id) -> PathBuf {
@@ -151,11 +190,8 @@ impl Backend for Folder {
 
     fn settle(&self, kind: FileKind) -> Result<()> {
         let top = if kind == FileKind::Config { self.root.clone() } else { self.root.join(kind.folder()) };
-        let waiting: Vec<PathBuf> = {
-            let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
-            unsettled.extract_if(.., |path| path.starts_with(&top)).collect()
-        };
-        waiting.iter().try_for_each(|folder| folders::sync(folder))
+        // Nothing is lost with a lock that a power cut takes away.
+        self.changes.settle(&top, kind == FileKind::Lock)
     }
 
     fn settle_all(&self, kind: FileKind) -> Result<()> {
@@ -262,7 +298,7 @@ impl Upload for FolderUpload {
 
 fn rename(from: &Path, to: &Path, kind: FileKind) -> std::io::Result<()> {
     if kind == FileKind::Config {
-        rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE).map_err(Into::into)
+        folders::rename_new(from, to)
     } else {
         fs::rename(from, to)
     }
@@ -274,5 +310,67 @@ impl Drop for FolderUpload {
             // Nothing depends on it: what stays is swept by a later backup.
             drop(fs::remove_file(&self.path));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// A repository's folder in which a pack has just got its name, and the folder of that pack.
+    fn with_pack() -> (tempfile::TempDir, Folder, PathBuf) {
+        let place = tempfile::tempdir().unwrap();
+        let (folder, undo) = Folder::create(&place.path().join("repository")).unwrap();
+        undo.forget();
+        let mut upload = folder.upload().unwrap();
+        upload.append(b"pack").unwrap();
+        upload.publish(FileKind::Pack, &Id([7; 32])).unwrap();
+        let names = place.path().join("repository/data/07");
+        (place, folder, names)
+    }
+
+    #[test]
+    fn what_could_not_be_synced_once_is_never_called_durable() {
+        let (place, folder, names) = with_pack();
+        let away = place.path().join("away");
+        fs::rename(&names, &away).unwrap();
+        folder.settle(FileKind::Pack).unwrap_err();
+        fs::rename(&away, &names).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(folder.settle(FileKind::Pack), Err(Error::Poisoned)), "another backup counts on it");
+        }
+        folder.settle(FileKind::Index).unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_folder_could_not_be_synced_is_written_again() {
+        let (place, folder, _) = with_pack();
+        folder.write(FileKind::Lock, &Id([1; 32]), b"lock").unwrap();
+        let (locks, away) = (place.path().join("repository/locks"), place.path().join("away"));
+        folder.changes.note(&locks);
+        fs::rename(&locks, &away).unwrap();
+        folder.settle(FileKind::Lock).unwrap_err();
+        fs::rename(&away, &locks).unwrap();
+        folder.write(FileKind::Lock, &Id([2; 32]), b"lock").unwrap();
+    }
+
+    /// A pipe in the place of the folder keeps the sync waiting, as a slow disk does.
+    #[test]
+    fn who_comes_while_another_syncs_waits_for_what_comes_of_it() {
+        let (_place, folder, names) = with_pack();
+        fs::remove_dir_all(&names).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &names, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        let (told, outcomes) = channel();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let (told, folder) = (told.clone(), folder.clone());
+                scope.spawn(move || told.send(folder.settle(FileKind::Pack).is_ok()).unwrap());
+            }
+            assert!(outcomes.recv_timeout(Duration::from_millis(300)).is_err(), "one of them did not wait");
+            drop(OpenOptions::new().write(true).open(&names).unwrap());
+            assert_eq!([outcomes.recv().unwrap(), outcomes.recv().unwrap()], [false, false]);
+        });
     }
 }

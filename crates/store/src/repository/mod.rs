@@ -91,9 +91,11 @@ impl Repository {
     /// # Errors
     /// [`Error::NotEmpty`] when something is there.
     pub fn init(path: &Path, password: &str, chunk_size: ChunkSize, options: Options) -> Result<Self> {
-        let backend: Arc<dyn Backend> = Arc::new(Folder::create(path)?);
+        let (folder, undo) = Folder::create(path)?;
+        let backend: Arc<dyn Backend> = Arc::new(folder);
         let Environment { hostname, username, now, .. } = options.environment.clone();
         let opened = rustic::init(&backend, password, chunk_size, &rustic::Maker { hostname, username, time: now() })?;
+        undo.forget();
         Self::from_opened(backend, opened, options)
     }
 

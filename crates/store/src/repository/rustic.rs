@@ -49,12 +49,16 @@ pub struct Maker {
 /// When a file cannot be written, or another made a repository there meanwhile.
 pub fn init(backend: &Arc<dyn Backend>, password: &str, chunk_size: ChunkSize, maker: &Maker) -> Result<Opened> {
     let master = MasterKey::new();
-    write_key(&**backend, &master, password, maker)?;
+    let key = write_key(&**backend, &master, password, maker)?;
     let mut options = ConfigOptions::default();
     options.set_chunker = Some(Chunker::FixedSize);
     options.set_chunk_size = chunk_size.bytes().to_string().parse().ok();
     let credentials = Credentials::Masterkey(master);
-    let repository = connect(backend)?.init(&credentials, &KeyOptions::default(), &options).map_err(|error| unusable(&**backend, error))?;
+    let made = connect(backend).and_then(|place| {
+        place.init(&credentials, &KeyOptions::default(), &options).map_err(|error| unusable(&**backend, error))
+    });
+    // Another's repository may be there now, and a key of ours opens nothing in it.
+    let repository = made.inspect_err(|_| drop(backend.remove(FileKind::Key, &key)))?;
     opened(&repository)
 }
 
@@ -116,7 +120,7 @@ fn opened(repository: &Repository<OpenStatus>) -> Result<Opened> {
     Ok(Opened { key: Key::new(&encrypt, &mac.k, &mac.r)?, id: config.id.to_hex().as_str().to_owned(), chunk_size })
 }
 
-fn write_key(backend: &dyn Backend, master: &MasterKey, password: &str, maker: &Maker) -> Result<()> {
+fn write_key(backend: &dyn Backend, master: &MasterKey, password: &str, maker: &Maker) -> Result<Id> {
     let failed = |error: &dyn ToString| Error::internal("make a key", error.to_string());
     let mut salt = vec![0; 64];
     aws_lc_rs::rand::fill(&mut salt).map_err(|error| failed(&error))?;
@@ -138,7 +142,8 @@ fn write_key(backend: &dyn Backend, master: &MasterKey, password: &str, maker: &
         salt,
     };
     let content = serde_json::to_vec(&file).map_err(|error| failed(&error))?;
-    backend.write(FileKind::Key, &Id::of(&content), &content)
+    let id = Id::of(&content);
+    backend.write(FileKind::Key, &id, &content).map(|()| id)
 }
 
 /// Whether a key file can be tried: whoever can write into the folder could otherwise make us take any amount of memory.

@@ -18,7 +18,8 @@ struct World {
 
 fn world() -> World {
     let folder = tempfile::tempdir().unwrap();
-    let backend = Folder::create(&folder.path().join("repository")).unwrap();
+    let (backend, undo) = Folder::create(&folder.path().join("repository")).unwrap();
+    undo.forget();
     let core = Arc::new(Core { backend: Arc::new(backend), key: Key::new(&[1; 32], &[2; 16], &[3; 16]).unwrap() });
     World { core, cache: folder.path().join("cache"), _folder: folder, files: BTreeMap::new() }
 }
