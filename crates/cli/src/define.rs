@@ -48,7 +48,7 @@ mod with_libvirt {
             force: arguments.force,
             run_dir: context.run_dir(),
         };
-        let images = job.images(backup.manifest()).into_iter().filter(|(name, ..)| !arguments.without.contains(name));
+        let images = job.images(backup.manifest())?.into_iter().filter(|(name, ..)| !arguments.without.contains(name));
         let images = images.map(|(name, path, format)| RestoredDisk { name: name.to_string(), path, format: format.word() }).collect();
         let plan = destination.plan(backup, images, &mut || (context::world().random)())?;
         for remark in plan.remarks() {

@@ -28,4 +28,4 @@ pub mod writing;
 
 pub use extents::{ChunkIndex, ChunkSize, Extent, Extents, Offset, Size};
 pub use failure::{Failure, FailureClass};
-pub use names::{BackupId, CheckpointName, DiskName, StoreId, VmId, VmIdentity};
+pub use names::{BackupId, CheckpointName, DiskName, FileName, StoreId, VmId, VmIdentity};

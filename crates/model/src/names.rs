@@ -1,6 +1,11 @@
 //! The names by which VMs, disks, checkpoints, backups and stores are called, each a type of its own.
+//!
+//! Whatever is read becomes a name only through its check, also where it is decoded: a manifest with a bad name cannot be read.
+//! A name becomes part of a path through [`child`] only.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,21 +16,45 @@ pub const CHECKPOINT_PREFIX: &str = "km1-";
 pub const TEMPORARY_PREFIX: &str = "km1tmp-";
 /// Longest name, in bytes, that is taken from outside for a VM or a disk.
 pub const NAME_BYTES_MAX: usize = 200;
+/// Longest name of a file, in bytes: what file systems take.
+pub const FILE_NAME_BYTES_MAX: usize = 255;
+/// Longest id of a backup or a store, in bytes.
+const ID_BYTES_MAX: usize = 128;
+/// Characters that people do not see, or that turn the order of those that they see: a name with one is not the one that is shown.
+const INVISIBLE: [std::ops::RangeInclusive<char>; 9] = [
+    '\u{ad}'..='\u{ad}',
+    '\u{61c}'..='\u{61c}',
+    '\u{180e}'..='\u{180e}',
+    '\u{200b}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{feff}'..='\u{feff}',
+    '\u{fff0}'..='\u{fffb}',
+    '\u{e0000}'..='\u{10ffff}',
+];
 
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name is empty, too long, or has characters that no file name can carry safely.
-    #[error("{what} name {name:?} must have 1 to {NAME_BYTES_MAX} bytes, no '/' and no control characters, and be neither '.' nor '..'")]
+    #[error("{what} name {name:?} must have 1 to {bytes_max} bytes, no '/', no control or invisible characters, and be neither '.' nor '..'")]
     Unusable {
         /// What was to be named.
         what: &'static str,
+        /// Longest name that is taken, bytes.
+        bytes_max: usize,
         /// The name as it came.
         name: String,
     },
     /// The text is not a UUID.
     #[error("{text:?} is not a UUID (expected 8-4-4-4-12 hexadecimal digits)")]
     Uuid {
+        /// The text as it came.
+        text: String,
+    },
+    /// The text is no id of a backup or a store.
+    #[error("{text:?} is no id (1 to {ID_BYTES_MAX} letters, digits, '-' and '_')")]
+    Id {
         /// The text as it came.
         text: String,
     },
@@ -37,21 +66,64 @@ pub enum NameError {
     },
 }
 
-fn usable(what: &'static str, name: &str) -> Result<String, NameError> {
-    let fits = !name.is_empty() && name.len() <= NAME_BYTES_MAX && name != "." && name != "..";
-    if fits && !name.chars().any(|c| c == '/' || c.is_control()) {
+/// What may be called a VM, a disk or a file: one part of a path that people can read.
+fn usable(what: &'static str, name: &str, bytes_max: usize) -> Result<String, NameError> {
+    let fits = !name.is_empty() && name.len() <= bytes_max && name != "." && name != "..";
+    if fits && name.chars().all(is_allowed) {
         Ok(name.to_owned())
     } else {
-        Err(NameError::Unusable { what, name: name.chars().take(NAME_BYTES_MAX).collect() })
+        Err(NameError::Unusable { what, bytes_max, name: shortened(name) })
+    }
+}
+
+fn is_allowed(c: char) -> bool {
+    match c {
+        '/' => false,
+        ' '..='~' => true,
+        _ => !c.is_ascii() && !c.is_control() && !INVISIBLE.iter().any(|range| range.contains(&c)),
+    }
+}
+
+fn id(text: &str) -> Result<String, NameError> {
+    let fits = (1..=ID_BYTES_MAX).contains(&text.len());
+    if fits && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+        Ok(text.to_owned())
+    } else {
+        Err(NameError::Id { text: shortened(text) })
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(NAME_BYTES_MAX).collect()
+}
+
+/// The path of what is called so in a folder. It is the one way in which a name from outside becomes part of a path.
+///
+/// # Errors
+/// When the path would not lie right in that folder.
+pub fn child(folder: &Path, name: &str) -> Result<PathBuf, NameError> {
+    let path = folder.join(usable("file", name, FILE_NAME_BYTES_MAX)?);
+    if path.parent() == Some(folder) && path.file_name() == Some(OsStr::new(name)) {
+        Ok(path)
+    } else {
+        Err(NameError::Unusable { what: "file", bytes_max: FILE_NAME_BYTES_MAX, name: shortened(name) })
     }
 }
 
 macro_rules! text_newtype {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident, $check:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
+        #[serde(try_from = "String")]
         pub struct $name(String);
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                $check(&text)
+            }
+        }
 
         impl $name {
             /// The name as text.
@@ -71,23 +143,33 @@ macro_rules! text_newtype {
 
 text_newtype!(
     /// What makes two backups belong to one sequence: a VM's UUID where one is known, else its name.
-    VmId
+    VmId,
+    VmId::new
 );
 text_newtype!(
     /// How a disk of a VM is called; the same disk has the same name, running or powered off.
-    DiskName
+    DiskName,
+    DiskName::new
+);
+text_newtype!(
+    /// How a small file is called that is saved beside the disks.
+    FileName,
+    FileName::new
 );
 text_newtype!(
     /// A backup's id in its store (in a repository: the snapshot's id, 64 hexadecimal digits).
-    BackupId
+    BackupId,
+    BackupId::parse
 );
 text_newtype!(
     /// A store's lasting id (in a repository: the id in its config), hexadecimal.
-    StoreId
+    StoreId,
+    StoreId::parse
 );
 text_newtype!(
     /// `km1-<UTC time>-<12 hexadecimal digits>`: names a moment of a VM and the bitmaps that start there; never used twice.
-    CheckpointName
+    CheckpointName,
+    CheckpointName::parse
 );
 
 impl VmId {
@@ -96,7 +178,7 @@ impl VmId {
     /// # Errors
     /// When the text cannot be a folder's name.
     pub fn new(text: &str) -> Result<Self, NameError> {
-        usable("VM", text).map(Self)
+        usable("VM", text, NAME_BYTES_MAX).map(Self)
     }
 }
 
@@ -106,12 +188,30 @@ impl DiskName {
     /// # Errors
     /// When the text cannot be a file's name.
     pub fn new(text: &str) -> Result<Self, NameError> {
-        usable("disk", text).map(Self)
+        usable("disk", text, NAME_BYTES_MAX).map(Self)
+    }
+}
+
+impl FileName {
+    /// A file's name from outside.
+    ///
+    /// # Errors
+    /// When it would lead out of its folder, or people could not read it.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        usable("file", text, FILE_NAME_BYTES_MAX).map(Self)
     }
 }
 
 impl BackupId {
-    /// An id as its store gives it.
+    /// An id that was read.
+    ///
+    /// # Errors
+    /// When no store gives such ids.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        id(text).map(Self)
+    }
+
+    /// An id as its store makes it.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
@@ -125,7 +225,15 @@ impl BackupId {
 }
 
 impl StoreId {
-    /// An id as the store gives it.
+    /// An id that was read.
+    ///
+    /// # Errors
+    /// When no store has such an id.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        id(text).map(Self)
+    }
+
+    /// An id as the store makes it.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
@@ -187,11 +295,27 @@ fn is_compact_time(text: &str) -> bool {
 
 /// Who a VM is: its name, and its UUID where one is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "WrittenIdentity")]
 pub struct VmIdentity {
     /// What people call it.
     pub name: String,
     /// 8-4-4-4-12 lower-case hexadecimal digits, or nothing where the hypervisor has none.
     pub uuid: Option<String>,
+}
+
+/// A VM's identity as it was written, before it is checked.
+#[derive(Deserialize)]
+struct WrittenIdentity {
+    name: String,
+    uuid: Option<String>,
+}
+
+impl TryFrom<WrittenIdentity> for VmIdentity {
+    type Error = NameError;
+
+    fn try_from(written: WrittenIdentity) -> Result<Self, NameError> {
+        Self::new(&written.name, written.uuid.as_deref())
+    }
 }
 
 impl VmIdentity {
@@ -200,7 +324,7 @@ impl VmIdentity {
     /// # Errors
     /// When the name cannot be a folder's name or the UUID is none.
     pub fn new(name: &str, uuid: Option<&str>) -> Result<Self, NameError> {
-        let name = usable("VM", name)?;
+        let name = usable("VM", name, NAME_BYTES_MAX)?;
         let uuid = uuid.map(parse_uuid).transpose()?.filter(|uuid| uuid.bytes().any(|b| b != b'0' && b != b'-'));
         Ok(Self { name, uuid })
     }
@@ -284,6 +408,35 @@ mod tests {
         assert_eq!(VmIdentity::new("web", Some(zeros)).unwrap().id().as_str(), "web");
     }
 
+    /// Whatever decodes a name, of whichever kind, checks it.
+    #[test]
+    fn no_bad_name_can_be_decoded() {
+        fn decodes<T: for<'de> Deserialize<'de>>(text: &str) -> bool {
+            serde_json::from_value::<T>(text.into()).is_ok()
+        }
+        for bad in ["", ".", "..", "../../x", "a/b", "/etc/x", "a\0b", "a\nb", "a\u{202e}b", "a\u{1b}[2Jb"] {
+            assert!(!decodes::<VmId>(bad) && !decodes::<DiskName>(bad) && !decodes::<FileName>(bad), "{bad:?}");
+            assert!(!decodes::<BackupId>(bad) && !decodes::<StoreId>(bad) && !decodes::<CheckpointName>(bad), "{bad:?}");
+            for identity in [serde_json::json!({"name": bad, "uuid": null}), serde_json::json!({"name": "web", "uuid": bad})] {
+                assert!(serde_json::from_value::<VmIdentity>(identity).is_err(), "{bad:?}");
+            }
+        }
+        assert!(decodes::<VmId>("web 1") && decodes::<DiskName>("vda") && decodes::<FileName>("swtpm.tpm2-00.permall"));
+        assert!(decodes::<BackupId>("3f9a1c0d") && decodes::<StoreId>("3f9a1c0d"));
+        assert!(decodes::<CheckpointName>("km1-20261122T180000Z-3f9a1c0d7be2") && !decodes::<CheckpointName>("km1-x"));
+        assert!(serde_json::from_value::<VmIdentity>(serde_json::json!({"name": "web", "uuid": null})).is_ok());
+    }
+
+    #[test]
+    fn a_name_becomes_a_path_right_in_its_folder_or_none() {
+        for folder in ["/restored", "/restored/", "restored", ".", "", "a/.."] {
+            assert_eq!(child(Path::new(folder), "vda.raw").unwrap(), Path::new(folder).join("vda.raw"));
+            for bad in ["", ".", "..", "../x", "/etc/x", "a/../../x", "x/", "./x"] {
+                assert!(child(Path::new(folder), bad).is_err(), "{folder:?} {bad:?}");
+            }
+        }
+    }
+
     #[test]
     fn names_that_could_leave_their_folder_are_refused() {
         for bad in ["", ".", "..", "a/b", "a\nb", &"x".repeat(201)] {
@@ -291,6 +444,9 @@ mod tests {
             assert!(VmIdentity::new(bad, None).is_err(), "{bad:?}");
         }
         assert!(DiskName::new("disk 1 (ü)").is_ok());
+        for odd in [".x", ".km1tmp-x", "u\u{308}", "\\", "💾", "web \"1\"", "..."] {
+            assert!(DiskName::new(odd).is_ok() && FileName::new(odd).is_ok(), "{odd:?} is odd and harmless");
+        }
         assert!(DiskName::new(&"x".repeat(200)).is_ok());
         for bad in ["not-a-uuid", "6e1a8d4c", "zzzzzzzz-0000-4000-8000-00000000abcd", "6e1a8d4c-00004-000-8000-00000000abcd"] {
             assert!(VmIdentity::new("web", Some(bad)).is_err(), "{bad}");

@@ -458,7 +458,8 @@ pub trait BackupReader: Send + Sync {
     /// Its manifest.
     fn manifest(&self) -> &Manifest;
 
-    /// Names of the small files that were saved beside the disks, the manifest among them.
+    /// Names of the small files that were saved beside the disks, the manifest among them. The store has checked that each is one
+    /// ([`crate::names::FileName`]); a part of one is none yet.
     fn files(&self) -> Vec<String>;
 
     /// A small file that was saved beside the disks.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use keepmark_model::names::NameError;
 use keepmark_model::{Failure, FailureClass};
 
 /// Result of the store's functions.
@@ -185,6 +186,11 @@ impl Error {
 
     pub(crate) fn damaged(kind: &'static str, id: impl ToString, problem: impl ToString) -> Self {
         Self::Damaged { kind, id: id.to_string(), problem: problem.to_string() }
+    }
+
+    /// A name that cannot be a file's.
+    pub(crate) fn name(error: &NameError) -> Self {
+        Self::Refused { problem: error.to_string() }
     }
 
     pub(crate) fn internal(action: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

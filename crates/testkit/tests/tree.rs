@@ -108,6 +108,41 @@ fn rustic_core_is_used_in_one_file() {
     assert_eq!(users, ["rustic.rs"]);
 }
 
+/// Rule 9: a name from outside is one only through its check, also where serde makes it.
+#[test]
+fn no_name_is_decoded_without_its_check() {
+    let text = read(&root().join("crates/model/src/names.rs"));
+    let shipped = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let mut checked = 0;
+    for after in shipped.split("#[derive(").skip(1).filter(|after| after.lines().next().is_some_and(|line| line.contains("Deserialize"))) {
+        let declared: String = after.lines().skip(1).take(2).collect();
+        let declared = declared.trim_start();
+        let is_raw = declared.starts_with("struct Written");
+        assert!(is_raw || declared.starts_with("#[serde(try_from = "), "decoded as it comes: {declared}");
+        checked += usize::from(!is_raw);
+    }
+    assert_eq!(checked, 2, "the names' macro, and who a VM is");
+    assert!(!shipped.contains("serde(transparent)") && !shipped.contains("#[serde(from"), "that would be no check");
+}
+
+/// Rule 9: where names come from a store, only `names::child` makes a path of one; everything else that is joined stands in the program.
+#[test]
+fn only_child_makes_a_path_of_a_name_from_outside() {
+    const OWN: [&str; 5] = ["\"", "place::", "MARKER)", "LOCK)", "usable("];
+    // The ids in a shelf are those that have the form of one.
+    const CHECKED: [(&str, &str); 1] = [("shelf.rs", "id.as_str())")];
+    let folders = ["crates/store/src/images", "crates/engine/src/restore"].map(|folder| root().join(folder));
+    for path in folders.iter().flat_map(|folder| sources_below(folder)).chain([root().join("crates/model/src/names.rs")]) {
+        let text = read(&path);
+        let shipped = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for joined in shipped.split(".join(").skip(1).filter(|joined| !joined.starts_with(')')) {
+            let is_checked = CHECKED.iter().any(|(file, start)| path.ends_with(file) && joined.starts_with(start));
+            let line = joined.lines().next().unwrap_or_default();
+            assert!(is_checked || OWN.iter().any(|own| joined.starts_with(own)), "{} joins {line}", path.display());
+        }
+    }
+}
+
 #[test]
 fn libraries_do_not_read_the_world() {
     for krate in ["model", "nbd", "qemu", "libvirt", "store", "engine"] {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use keepmark_model::DiskName;
 use keepmark_model::manifest::{Manifest, ManifestDisk};
+use keepmark_model::names::child;
 use keepmark_model::seam::{BackupReader, Monitor, Piece, Result};
 use serde::Serialize;
 
@@ -60,14 +61,17 @@ impl RestoreJob {
         self.format.unwrap_or(as_it_was)
     }
 
-    fn place_of(&self, disk: &ManifestDisk) -> PathBuf {
-        self.to.join(format!("{}.{}", disk.name, self.format_of(disk).word()))
+    fn place_of(&self, disk: &ManifestDisk) -> Result<PathBuf> {
+        let name = format!("{}.{}", disk.name, self.format_of(disk).word());
+        Ok(child(&self.to, &name).map_err(|error| Error::Target { path: self.to.clone(), why: error.to_string() })?)
     }
 
     /// Where all disks of a backup will be in the folder, and in which format.
-    #[must_use]
-    pub fn images(&self, manifest: &Manifest) -> Vec<(DiskName, PathBuf, Format)> {
-        manifest.disks.iter().map(|disk| (disk.name.clone(), self.place_of(disk), self.format_of(disk))).collect()
+    ///
+    /// # Errors
+    /// When a disk's name cannot be that of a file in the folder.
+    pub fn images(&self, manifest: &Manifest) -> Result<Vec<(DiskName, PathBuf, Format)>> {
+        manifest.disks.iter().map(|disk| Ok((disk.name.clone(), self.place_of(disk)?, self.format_of(disk)))).collect()
     }
 }
 
@@ -107,7 +111,7 @@ fn places(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<PathBuf>> {
         return single_place(disks, job);
     }
     std::fs::create_dir_all(&job.to).map_err(|source| Error::Io { doing: "create", path: job.to.clone(), source })?;
-    let places: Vec<PathBuf> = disks.iter().map(|disk| job.place_of(disk)).collect();
+    let places = disks.iter().map(|disk| job.place_of(disk)).collect::<Result<Vec<PathBuf>>>()?;
     match places.iter().find(|place| place.symlink_metadata().is_ok()) {
         Some(taken) if !job.force => Err(Error::TargetExists { path: taken.clone() }.into()),
         _ => Ok(places),

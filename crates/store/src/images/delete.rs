@@ -61,11 +61,20 @@ fn deleted(shelf: &Shelf) -> Result<Vec<BackupId>> {
 fn merge_all(merger: &Merger<'_>) -> Result<()> {
     let mut first = Ok(());
     for id in kept(merger.shelf)? {
-        for disk in merger.shelf.disks(&id)? {
-            let merged = merge(merger, &id, &disk);
-            if first.is_ok() {
-                first = merged;
-            }
+        let merged = merge_disks(merger, &id);
+        if first.is_ok() {
+            first = merged;
+        }
+    }
+    first
+}
+
+fn merge_disks(merger: &Merger<'_>, id: &BackupId) -> Result<()> {
+    let mut first = Ok(());
+    for disk in merger.shelf.disks(id)? {
+        let merged = merge(merger, id, &disk);
+        if first.is_ok() {
+            first = merged;
         }
     }
     first
@@ -90,15 +99,21 @@ fn kept(shelf: &Shelf) -> Result<Vec<BackupId>> {
 fn needed(shelf: &Shelf) -> Result<Option<BTreeSet<BackupId>>> {
     let mut needed = BTreeSet::new();
     for id in kept(shelf)? {
-        for disk in shelf.disks(&id)? {
-            match shelf.chain(&id, &disk) {
-                Ok(chain) => needed.extend(chain.into_iter().map(|layer| layer.backup)),
-                Err(Error::Damaged { .. }) => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        match needed_by(shelf, &id) {
+            Ok(backups) => needed.extend(backups),
+            Err(Error::Damaged { .. }) => return Ok(None),
+            Err(error) => return Err(error),
         }
     }
     Ok(Some(needed))
+}
+
+fn needed_by(shelf: &Shelf, id: &BackupId) -> Result<BTreeSet<BackupId>> {
+    let mut needed = BTreeSet::new();
+    for disk in shelf.disks(id)? {
+        needed.extend(shelf.chain(id, &disk)?.into_iter().map(|layer| layer.backup));
+    }
+    Ok(needed)
 }
 
 /// Removes a backup's folder, which has no backup's name any more when it begins to be taken apart.

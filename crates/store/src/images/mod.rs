@@ -72,7 +72,7 @@ impl ImageStore {
     pub fn init(root: &Path, options: ImageOptions) -> Result<Self> {
         let marker = Marker::new();
         marker.create(root)?;
-        Ok(Self { root: root.to_owned(), id: StoreId::new(marker.id), options })
+        Ok(Self { root: root.to_owned(), id: marker.id, options })
     }
 
     /// Opens the store in a folder.
@@ -81,7 +81,7 @@ impl ImageStore {
     /// [`Error::NoStore`], [`Error::NotAStore`].
     pub fn open(root: &Path, options: ImageOptions) -> Result<Self> {
         let marker = Marker::read(root)?;
-        Ok(Self { root: root.to_owned(), id: StoreId::new(marker.id), options })
+        Ok(Self { root: root.to_owned(), id: marker.id, options })
     }
 
     fn shelves(&self) -> Result<Vec<Shelf>> {
@@ -105,8 +105,8 @@ impl ImageStore {
     fn shelf_of(&self, id: &BackupId) -> Result<Shelf> {
         let missing = || Error::NoSuchBackup { id: id.to_string() };
         let folder =
-            place::vm_folders(&self.root)?.into_iter().find(|folder| place::is_backup_id(id.as_str()) && folder.join(id.as_str()).is_dir());
-        let shelf = Shelf::new(folder.ok_or_else(missing)?);
+            place::vm_folders(&self.root)?.into_iter().map(Shelf::new).find(|shelf| place::is_backup_id(id.as_str()) && shelf.folder_of(id).is_dir());
+        let shelf = folder.ok_or_else(missing)?;
         if shelf.is_listed(id) { Ok(shelf) } else { Err(missing()) }
     }
 
@@ -151,7 +151,7 @@ impl ImageStore {
     }
 
     fn pin_backup(&self, id: &BackupId, pinned: bool) -> Result<()> {
-        let folder = self.shelf_of(id)?.folder().join(id.as_str());
+        let folder = self.shelf_of(id)?.folder_of(id);
         if pinned { durable::write(&folder.join(place::PINNED), b"") } else { durable::remove(&folder.join(place::PINNED)) }
     }
 }
@@ -168,7 +168,7 @@ impl Store for ImageStore {
     fn push_place(&self, vm: &VmId) -> Option<PushPlace> {
         // A hypervisor opens images by their names; the store may have been named from somewhere else than where it works.
         let root = std::path::absolute(&self.root).ok()?;
-        Some(PushPlace { folder: root.join(vm.as_str()), is_remote: folders::is_remote(&root), compress: self.options.compress })
+        Some(PushPlace { folder: place::vm_folder(&root, vm).ok()?, is_remote: folders::is_remote(&root), compress: self.options.compress })
     }
 
     fn backups(&self, vm: Option<&VmId>) -> seam::Result<(Vec<StoredBackup>, Vec<String>)> {

@@ -5,12 +5,12 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use keepmark_model::names::TEMPORARY_PREFIX;
-use keepmark_model::{DiskName, VmId};
+use keepmark_model::names::{TEMPORARY_PREFIX, child};
+use keepmark_model::{DiskName, FileName, StoreId, VmId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::folders;
+use crate::folders::{self, Undo};
 use crate::images::durable;
 
 /// Says that a folder is an image store.
@@ -37,21 +37,24 @@ const MARKER_BYTES_MAX: u64 = 64 << 10;
 pub struct Marker {
     version: u32,
     /// The store's lasting id.
-    pub id: String,
+    pub id: StoreId,
 }
 
 impl Marker {
     /// Of a new store.
     pub fn new() -> Self {
-        Self { version: VERSION, id: hex::encode(rand::random::<[u8; 32]>()) }
+        Self { version: VERSION, id: StoreId::new(hex::encode(rand::random::<[u8; 32]>())) }
     }
 
     /// Makes a folder a store.
     pub fn create(&self, root: &Path) -> Result<()> {
         folders::refuse_occupied(root, MARKER, "there is an image store already")?;
-        folders::make(root)?;
+        let mut undo = Undo::default();
+        undo.make(root)?;
         let json = serde_json::to_vec(self).map_err(|error| Error::internal("write the store's marker", error))?;
-        durable::write(&root.join(MARKER), &json)
+        durable::create(&root.join(MARKER), &json)?;
+        undo.forget();
+        Ok(())
     }
 
     /// Says whose store a folder is.
@@ -81,7 +84,7 @@ pub fn is_image_store(root: &Path) -> bool {
 /// The folder of a VM's backups, made when it is not there. Who may pass through the store's may pass through it: QEMU's user, who writes
 /// images where he is let in.
 pub fn make_vm_folder(root: &Path, vm: &VmId) -> Result<PathBuf> {
-    let folder = root.join(vm.as_str());
+    let folder = vm_folder(root, vm)?;
     if !folder.is_dir() {
         folders::make(&folder)?;
         let passable = fs::metadata(root).map_err(|error| Error::io("look at", root, error))?.mode() & 0o011;
@@ -90,6 +93,22 @@ pub fn make_vm_folder(root: &Path, vm: &VmId) -> Result<PathBuf> {
         folders::sync(root)?;
     }
     Ok(folder)
+}
+
+/// Where a VM's backups are.
+pub fn vm_folder(root: &Path, vm: &VmId) -> Result<PathBuf> {
+    child(root, vm.as_str()).map_err(|error| Error::name(&error))
+}
+
+/// Where a disk's image is in its backup's folder.
+pub fn image_path(folder: &Path, disk: &DiskName) -> Result<PathBuf> {
+    child(folder, &image_name(disk)).map_err(|error| Error::name(&error))
+}
+
+/// Where a file is that was saved beside the disks.
+pub fn saved_path(folder: &Path, name: &str) -> Result<PathBuf> {
+    let free = child(folder, name).ok().filter(|_| name == MANIFEST || is_free_name(name));
+    free.ok_or_else(|| Error::Refused { problem: format!("no file {name:?} can be saved beside the disks") })
 }
 
 /// The folders of all VMs, in the order of their names.
@@ -128,7 +147,7 @@ pub fn image_name(disk: &DiskName) -> String {
 /// Whether a file of this name may be saved beside the disks: one of ours, and images, are not overwritten.
 pub fn is_free_name(name: &str) -> bool {
     let taken = [MANIFEST, DELETED, CHECKSUMS, PINNED, LOCK].contains(&name) || name.ends_with(IMAGE_SUFFIX);
-    !taken && !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
+    !taken && !name.starts_with('.') && FileName::new(name).is_ok()
 }
 
 /// A name for something that is not published yet.
@@ -136,11 +155,11 @@ pub fn temporary_name() -> String {
     format!(".{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>())
 }
 
-/// Whether a name is that of something that is not published yet.
+/// Whether a name is that of something that is not published yet: exactly such a name, since a disk may be called nearly so.
 pub fn is_temporary(path: &Path) -> bool {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| name.starts_with('.') && name.get(1..).is_some_and(|rest| rest.starts_with(TEMPORARY_PREFIX)))
+    let name = path.file_name().and_then(|name| name.to_str());
+    let digits = name.and_then(|name| name.strip_prefix('.')?.strip_prefix(TEMPORARY_PREFIX));
+    digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Removes what the dead have left in a VM's folder. Only for one who is alone there.
@@ -164,6 +183,9 @@ mod tests {
         assert!(is_backup_id(&new_id()) && !is_backup_id("..") && !is_backup_id("3F9A1C0D3F9A1C0D3F9A1C0D3F9A1C0D"));
         assert!(is_temporary(Path::new("/a").join(temporary_name()).as_path()) && !is_temporary(Path::new("/a/km1tmp-1")));
         assert!(is_free_name("domain.xml") && is_free_name("swtpm.tpm2-00.permall"));
+        for image in [".km1tmp-x.qcow2", ".km1tmp-0123456789abcdef.qcow2", ".km1tmp-", ".km1tmp-x"] {
+            assert!(!is_temporary(Path::new(image)), "{image}");
+        }
         for name in ["manifest.json", "deleted.json", "checksums.json", "pinned", ".lock", "vda.qcow2", "", "a/b", ".."] {
             assert!(!is_free_name(name), "{name}");
         }

@@ -71,10 +71,8 @@ impl BackupReader {
 
     fn read_file(&self, name: &str) -> Result<Vec<u8>> {
         let missing = || Error::NoSuchPart { backup: self.id.short().to_owned(), what: "file", name: name.to_owned() };
-        if name != place::MANIFEST && !place::is_free_name(name) {
-            return Err(missing());
-        }
-        match durable::read(&self.shelf.folder_of(&self.id).join(name), FILE_BYTES_MAX) {
+        let path = place::saved_path(&self.shelf.folder_of(&self.id), name).map_err(|_| missing())?;
+        match durable::read(&path, FILE_BYTES_MAX) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Err(missing()),
             other => other,
         }
@@ -82,7 +80,7 @@ impl BackupReader {
 
     fn file_names(&self) -> Vec<String> {
         let entries: Vec<PathBuf> = place::entries(&self.shelf.folder_of(&self.id)).unwrap_or_default();
-        let names = entries.iter().filter(|path| path.is_file()).filter_map(|path| path.file_name()?.to_str());
+        let names = entries.iter().filter(|path| path.is_file() && !path.is_symlink()).filter_map(|path| path.file_name()?.to_str());
         let mut names: Vec<String> =
             names.filter(|name| *name == place::MANIFEST || place::is_free_name(name)).map(str::to_owned).collect();
         names.sort();

@@ -1,6 +1,6 @@
 //! The backups of one VM as they lie in its folder: which are listed, which only serve others, and what builds on what.
 //!
-//! All of it is derived from file names, manifests and the images' headers, each time anew.
+//! All of it is derived from manifests and the images' headers, each time anew; file names alone prove nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -76,6 +76,9 @@ impl Shelf {
     /// The manifest of a listed backup.
     pub fn manifest(&self, id: &BackupId) -> Result<Manifest> {
         let path = self.folder_of(id).join(place::MANIFEST);
+        if fs::symlink_metadata(&path).is_ok_and(|facts| !facts.is_file()) {
+            return Err(Error::damaged("backup", id, "its manifest is no file"));
+        }
         let bytes = match durable::read(&path, MANIFEST_BYTES_MAX) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 return Err(Error::damaged("backup", id, "it has no manifest"));
@@ -88,18 +91,37 @@ impl Shelf {
         manifest::decode(&bytes).map_err(|problem| Error::damaged("backup", id, format!("its manifest {problem}")))
     }
 
-    /// The disks of which a backup has images.
-    pub fn disks(&self, id: &BackupId) -> Result<Vec<DiskName>> {
-        let entries = place::entries(&self.folder_of(id))?;
-        let names = entries.iter().filter_map(|path| path.file_name()?.to_str()?.strip_suffix(place::IMAGE_SUFFIX));
-        let mut disks: Vec<DiskName> = names.filter(|name| !name.starts_with('.')).filter_map(|name| DiskName::new(name).ok()).collect();
-        disks.sort();
-        Ok(disks)
+    /// The disks of a backup: those that its manifest names, and no other image is there. Where nobody can read what it had, every
+    /// image that is there is one.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when an image is there of which nobody can say whose it is: whoever merges or removes must stop.
+    pub fn disks(&self, id: &BackupId) -> Result<BTreeSet<DiskName>> {
+        let there = self.images(id)?;
+        let named: BTreeSet<DiskName> = match self.manifest(id) {
+            Ok(manifest) => manifest.disks.into_iter().map(|disk| disk.name).collect(),
+            Err(Error::Damaged { .. }) => return Ok(there),
+            Err(error) => return Err(error),
+        };
+        match there.difference(&named).next() {
+            Some(stray) => Err(unexplained(&place::image_path(&self.folder_of(id), stray)?)),
+            None => Ok(named),
+        }
+    }
+
+    /// The disks whose images are in a backup's folder.
+    fn images(&self, id: &BackupId) -> Result<BTreeSet<DiskName>> {
+        let disk = |path: &PathBuf| {
+            let name = path.file_name()?.as_encoded_bytes().strip_suffix(place::IMAGE_SUFFIX.as_bytes())?;
+            let name = std::str::from_utf8(name).ok().and_then(|name| DiskName::new(name).ok());
+            Some(name.ok_or_else(|| unexplained(path)))
+        };
+        place::entries(&self.folder_of(id))?.iter().filter_map(disk).collect()
     }
 
     /// One image, and what it says lies below it.
     pub fn layer(&self, id: &BackupId, disk: &DiskName) -> Result<Layer> {
-        let path = self.folder_of(id).join(place::image_name(disk));
+        let path = place::image_path(&self.folder_of(id), disk)?;
         let damaged = |problem: String| Error::damaged("image", path.display(), problem);
         match fs::symlink_metadata(&path) {
             Ok(facts) if facts.is_file() => {}
@@ -121,7 +143,7 @@ impl Shelf {
         let mut seen = BTreeSet::from([id.clone()]);
         while let Some(below) = chain.last().and_then(|layer| layer.below.clone()) {
             if !seen.insert(below.clone()) || chain.len() >= LAYERS_MAX {
-                let path = self.folder_of(id).join(place::image_name(disk));
+                let path = place::image_path(&self.folder_of(id), disk)?;
                 return Err(Error::damaged("image", path.display(), "the images below it lead to no end"));
             }
             chain.push(self.layer(&below, disk)?);
@@ -166,6 +188,10 @@ impl Shelf {
 /// What an image's header says of the image of the same disk in another backup.
 pub fn sibling(id: &BackupId, disk: &DiskName) -> String {
     format!("../{id}/{}", place::image_name(disk))
+}
+
+fn unexplained(image: &Path) -> Error {
+    Error::damaged("image", image.display(), "it is there, and the manifest of its backup does not name it: nothing is merged or removed")
 }
 
 fn of_sibling(name: &str, disk: &DiskName) -> Option<BackupId> {

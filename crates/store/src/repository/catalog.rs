@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use keepmark_model::manifest::{Manifest, StoredBackup};
-use keepmark_model::{BackupId, VmId};
+use keepmark_model::{BackupId, FileName, VmId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use crate::repository::write::MANIFEST;
 /// Largest small file of a backup that is read, bytes.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 /// The cache's file name; another version has another name.
-const CACHE_FILE: &str = "backups-1";
+const CACHE_FILE: &str = "backups-2";
 
 /// What the cache has of a snapshot: nothing if it is not ours.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -122,7 +122,9 @@ impl Repository {
     fn vm_nodes(&self, id: &Id, snapshot: &Snapshot, scratch: &mut Scratch) -> Result<Vec<Node>> {
         let root = self.load_tree(&snapshot.tree, scratch)?;
         let vm = root.iter().find_map(|node| node.subtree).ok_or_else(|| Error::damaged("snapshot", id, "it has no folder of a VM"))?;
-        self.load_tree(&vm, scratch)
+        let nodes = self.load_tree(&vm, scratch)?;
+        let bad = nodes.iter().find_map(|node| FileName::new(&node.name).err());
+        bad.map_or(Ok(nodes), |error| Err(Error::damaged("snapshot", id, error)))
     }
 
     fn manifest(&self, id: &Id, nodes: &[Node], scratch: &mut Scratch) -> Result<Manifest> {

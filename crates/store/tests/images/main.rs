@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod deletion;
+mod names;
 mod round_trip;
 mod shelf;
 mod trouble;

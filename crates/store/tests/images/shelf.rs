@@ -57,15 +57,20 @@ impl Lab {
         self.vm_folder().join(id.as_str()).join("vda.qcow2")
     }
 
-    /// Publishes a backup of one disk.
+    /// Publishes a backup of one disk, `vda`.
     pub fn backup(&mut self, content: &[u8], on: On<'_>) -> Result<BackupId, Failure> {
+        self.backup_of("vda", content, on)
+    }
+
+    /// Publishes a backup of one disk.
+    pub fn backup_of(&mut self, name: &str, content: &[u8], on: On<'_>) -> Result<BackupId, Failure> {
         self.time += 1;
         let time = format!("2026-11-{:02}T{:02}:{:02}:00Z", 1 + self.time / 1440, self.time / 60 % 24, self.time % 60);
         let (base, told) = match on {
             On::Base(id) => (Some(id), common_diff(&self.truth[id], content)),
             On::Nothing | On::Compared(_) => (None, common_diff(&inverse(content), content)),
         };
-        let disk = common::disk_name("vda");
+        let disk = common::disk_name(name);
         let mut writer = self.store.begin(&common::vm().id(), time.parse().unwrap())?;
         let compare = if let On::Compared(id) = on { Some(id.clone()) } else { None };
         let (put, zero) = told;
@@ -78,7 +83,7 @@ impl Lab {
             target.put(index, content[range(extent)].to_vec(), &recycler)?;
         }
         let stored = target.finish()?;
-        let mut manifest: Manifest = common::manifest(&time, &[("vda", size.0)], base);
+        let mut manifest: Manifest = common::manifest(&time, &[(name, size.0)], base);
         manifest.kind = if on == On::Nothing { Kind::Full } else { Kind::Incremental };
         manifest.disks[0].chunk_size = chunk();
         manifest.disks[0].stored_bytes = stored.stored_bytes;
@@ -92,7 +97,7 @@ impl Lab {
         let reader = self.store.open(id)?;
         let size = usize::try_from(reader.manifest().size()).unwrap();
         let (content, covered) = (Mutex::new(vec![0xee; size]), Mutex::new(0));
-        reader.read_disk(&common::disk_name("vda"), None, &|piece| {
+        reader.read_disk(&reader.manifest().disks[0].name.clone(), None, &|piece| {
             let mut content = content.lock().unwrap();
             match piece {
                 Piece::Data { offset, bytes } => {

@@ -32,7 +32,7 @@ impl DiskWriter {
     pub fn begin(options: &ImageOptions, shelf: &Shelf, folder: &Path, content: &DiskContent) -> Result<Self> {
         let below = below(shelf, content)?;
         check_covered(content, below.first().filter(|_| content.base.is_some()))?;
-        let (image, size) = (folder.join(place::image_name(&content.name)), image_size(content.size));
+        let (image, size) = (place::image_path(folder, &content.name)?, image_size(content.size));
         let backing = below.first().map(|layer| sibling(&layer.backup, &content.name));
         options.tools.create(&image, size, backing.as_deref())?;
         let chain = std::iter::once(image.clone()).chain(below.iter().map(|layer| layer.path.clone())).collect();

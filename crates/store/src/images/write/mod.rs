@@ -58,15 +58,12 @@ impl<'a> BackupWriter<'a> {
         let folder = self.place.path.clone();
         let mut hashes = BTreeMap::new();
         for disk in &manifest.disks {
-            let image = place::image_name(&disk.name);
-            hashes.insert(image.clone(), self.complete(&folder.join(&image), self.pushed.contains(&disk.name))?);
+            let image = place::image_path(&folder, &disk.name)?;
+            hashes.insert(place::image_name(&disk.name), self.complete(&image, self.pushed.contains(&disk.name))?);
         }
         durable::write_new(&folder.join(place::CHECKSUMS), &Checksums::of(hashes).encode()?)?;
         for file in files {
-            if !place::is_free_name(&file.name) {
-                return Err(Error::Refused { problem: format!("no file {:?} can be saved beside the disks", file.name) });
-            }
-            durable::write_new(&folder.join(&file.name), &file.content)?;
+            durable::write_new(&place::saved_path(&folder, &file.name)?, &file.content)?;
         }
         let json = serde_json::to_vec_pretty(manifest).map_err(|error| Error::internal("write the manifest", error))?;
         durable::write_new(&folder.join(place::MANIFEST), &json)?;

@@ -27,7 +27,7 @@ pub fn target(
     let backing = base.map(|id| listed_chain(shelf, id, disk).map(|_| sibling(id, disk))).transpose()?;
     // QEMU opens it by its name; the store may have been named from somewhere else than where QEMU works.
     let folder = std::path::absolute(folder).map_err(|error| Error::io("find", folder, error))?;
-    let image = folder.join(place::image_name(disk));
+    let image = place::image_path(&folder, disk)?;
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&image).map_err(|error| Error::io("create", &image, error))?;
     let write_back = WriteBack::start(image.clone());
     let target = PushTarget {

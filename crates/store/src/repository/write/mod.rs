@@ -6,13 +6,15 @@ mod known;
 mod needs;
 pub(crate) mod pipeline;
 mod poison;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use keepmark_model::manifest::Manifest;
 use keepmark_model::seam::{self, DiskContent, SavedFile};
-use keepmark_model::{BackupId, VmId};
+use keepmark_model::{BackupId, FileName, VmId};
 
 use crate::error::{Error, Result};
 use crate::repository::Repository;
@@ -72,6 +74,7 @@ impl<'a> BackupWriter<'a> {
     }
 
     fn store_file(&self, file: &SavedFile) -> Result<Node> {
+        FileName::new(&file.name).map_err(|error| Error::name(&error))?;
         let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
         let pieces = file
             .content
