@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use keepmark_model::names::NameError;
 use keepmark_model::{Failure, FailureClass};
 
+use crate::repository::backend::Backend;
+
 /// Result of the store's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -47,6 +49,12 @@ pub enum Error {
         /// What the repository's code said.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The repository has an old version of restic's format, which is not written.
+    #[error("the repository at {location} has version 1 of restic's format: it is read, but not written")]
+    OldVersion {
+        /// Where the repository is.
+        location: String,
     },
     /// Someone else holds the repository.
     #[error("the repository is locked by process {pid} on {hostname} since {since}")]
@@ -188,6 +196,10 @@ impl Error {
         Self::Damaged { kind, id: id.to_string(), problem: problem.to_string() }
     }
 
+    pub(crate) fn unusable(backend: &dyn Backend, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unusable { location: backend.location(), source: source.into() }
+    }
+
     /// A name that cannot be a file's.
     pub(crate) fn name(error: &NameError) -> Self {
         Self::Refused { problem: error.to_string() }
@@ -209,6 +221,7 @@ impl Error {
             Self::Sink(failure) => failure.class(),
             Self::NotEmpty { .. }
             | Self::Unusable { .. }
+            | Self::OldVersion { .. }
             | Self::NoKey { .. }
             | Self::Damaged { .. }
             | Self::Missing { .. }
@@ -225,6 +238,7 @@ impl Error {
     fn hint(&self) -> Option<String> {
         match self {
             Self::NoStore { path } | Self::NotAStore { path } => Some(format!("keepmark init {}", path.display())),
+            Self::OldVersion { location } => Some(format!("restic -r {location} migrate upgrade_repo_v2")),
             Self::Locked { .. } => Some("wait until it is done; a lock whose owner is gone is removed by `restic unlock`".to_owned()),
             Self::LockUnreadable { .. } => Some(
                 "it expires half an hour after it was written; if nobody works on the repository: restic unlock --remove-all".to_owned(),

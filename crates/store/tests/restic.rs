@@ -65,3 +65,43 @@ fn disks_of_every_awkward_size_are_clean_and_equal() {
         assert_eq!(restic_disk(&place, id.as_str(), name), *content, "{name}");
     }
 }
+
+/// restic opens no repository of version 1 any more in which one compressed file lies, be it a lock.
+#[test]
+fn a_repository_of_version_1_is_read_and_not_written() {
+    let place = Place::new();
+    place.restic_ok(&["init", "--repository-version", "1"]);
+    let own = place.folder.path().join("own");
+    std::fs::write(&own, "a letter").unwrap();
+    place.restic_ok(&["backup", own.to_str().unwrap()]);
+    let files = || ["", "data", "index", "keys", "locks", "snapshots"].map(|folder| place.files(folder).len());
+    let before = files();
+    let repository = place.open();
+    let refused = repository.begin(&vm().id(), EVENING.parse().unwrap()).err().unwrap();
+    assert!(refused.to_string().contains("version 1") && refused.hint().unwrap().contains("migrate upgrade_repo_v2"), "{refused:?}");
+    assert_eq!(repository.backups(None).unwrap(), (vec![], vec![]));
+    assert_eq!(repository.verify(&[], true, &|_, _| {}).unwrap().damages, []);
+    let prune =
+        keepmark_model::seam::PruneRequest { dry_run: false, unused_max_percent: 5.0, repack_max: None, delay: std::time::Duration::ZERO };
+    assert!(repository.prune(&prune, &Nobody).is_err());
+    drop(repository);
+    assert_eq!(files(), before, "nothing was written");
+    place.check_with_restic();
+    place.restic_ok(&["migrate", "upgrade_repo_v2"]);
+    let disk = noise(1, 100_000);
+    let id = full(&place.open(), &disk);
+    assert_eq!(restore(&place.open(), &id, "vda", disk.len()).unwrap(), disk);
+    place.check_with_restic();
+}
+
+struct Nobody;
+
+impl keepmark_model::seam::Monitor for Nobody {
+    fn progress(&self, _: &str, _: u64, _: u64) {}
+    fn finished(&self, _: &str) {}
+    fn finding(&self, _: &str) {}
+    fn note(&self, _: &str) {}
+    fn interrupted(&self) -> bool {
+        false
+    }
+}

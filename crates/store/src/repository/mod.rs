@@ -22,6 +22,7 @@ pub mod mark;
 pub mod pack;
 pub mod prune;
 pub mod read;
+mod read_only;
 pub mod removal;
 pub mod rustic;
 pub mod sealed_file;
@@ -46,6 +47,7 @@ use crate::repository::folder::Folder;
 use crate::repository::id::{BlobKind, Id, TreeId};
 use crate::repository::index::Index;
 use crate::repository::lock::{Environment, Lease, Purpose};
+use crate::repository::read_only::ReadOnly;
 use crate::repository::tree::Node;
 
 /// How to open a repository, besides its place and password.
@@ -121,6 +123,11 @@ impl Repository {
     fn from_opened(backend: Arc<dyn Backend>, opened: rustic::Opened, options: Options) -> Result<Self> {
         let Options { cache, environment, workers } = options;
         let cache = cache.join(&opened.id);
+        let backend = match opened.version {
+            1 => Arc::new(ReadOnly(backend)),
+            2 => backend,
+            version => return Err(Error::unusable(&*backend, format!("it has version {version}: a newer keepmark is needed"))),
+        };
         let core = Arc::new(Core { backend, key: opened.key });
         let index = Arc::new(Index::open(Arc::clone(&core), &cache.join("index"))?);
         let chunk_size = opened.chunk_size.unwrap_or(ChunkSize::DEFAULT);
@@ -147,7 +154,7 @@ impl Repository {
     fn reading_lease(&self) -> Result<Option<Arc<Lease>>> {
         match self.lease(false) {
             Ok(lease) => Ok(Some(lease)),
-            Err(Error::LockUnreadable { .. }) => Ok(None),
+            Err(Error::LockUnreadable { .. } | Error::OldVersion { .. }) => Ok(None),
             Err(Error::Io { source, .. }) if is_unwritable(source.kind()) => Ok(None),
             Err(error) => Err(error),
         }

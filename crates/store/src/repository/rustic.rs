@@ -28,6 +28,8 @@ pub struct Opened {
     pub key: Key,
     /// Its id, 64 hexadecimal digits.
     pub id: String,
+    /// Its version of restic's format.
+    pub version: u32,
     /// The chunk size that its configuration names, if it does.
     pub chunk_size: Option<ChunkSize>,
 }
@@ -54,9 +56,8 @@ pub fn init(backend: &Arc<dyn Backend>, password: &str, chunk_size: ChunkSize, m
     options.set_chunker = Some(Chunker::FixedSize);
     options.set_chunk_size = chunk_size.bytes().to_string().parse().ok();
     let credentials = Credentials::Masterkey(master);
-    let made = connect(backend).and_then(|place| {
-        place.init(&credentials, &KeyOptions::default(), &options).map_err(|error| unusable(&**backend, error))
-    });
+    let made = connect(backend)
+        .and_then(|place| place.init(&credentials, &KeyOptions::default(), &options).map_err(|error| unusable(&**backend, error)));
     // Another's repository may be there now, and a key of ours opens nothing in it.
     let repository = made.inspect_err(|_| drop(backend.remove(FileKind::Key, &key)))?;
     opened(&repository)
@@ -105,7 +106,7 @@ fn connect(backend: &Arc<dyn Backend>) -> Result<Repository<()>> {
 }
 
 fn unusable(backend: &dyn Backend, error: Box<RusticError>) -> Error {
-    Error::Unusable { location: backend.location(), source: error }
+    Error::unusable(backend, error)
 }
 
 fn opened(repository: &Repository<OpenStatus>) -> Result<Opened> {
@@ -117,7 +118,7 @@ fn opened(repository: &Repository<OpenStatus>) -> Result<Opened> {
         }
         Some(Chunker::Rabin) | None => None,
     };
-    Ok(Opened { key: Key::new(&encrypt, &mac.k, &mac.r)?, id: config.id.to_hex().as_str().to_owned(), chunk_size })
+    Ok(Opened { key: Key::new(&encrypt, &mac.k, &mac.r)?, id: config.id.to_hex().as_str().to_owned(), version: config.version, chunk_size })
 }
 
 fn write_key(backend: &dyn Backend, master: &MasterKey, password: &str, maker: &Maker) -> Result<Id> {
