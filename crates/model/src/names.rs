@@ -37,7 +37,9 @@ const INVISIBLE: [std::ops::RangeInclusive<char>; 9] = [
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name is empty, too long, or has characters that no file name can carry safely.
-    #[error("{what} name {name:?} must have 1 to {bytes_max} bytes, no '/', no control or invisible characters, and be neither '.' nor '..'")]
+    #[error(
+        "{what} name {name:?} must have 1 to {bytes_max} bytes, no '/', no control or invisible characters, and be neither '.' nor '..'"
+    )]
     Unusable {
         /// What was to be named.
         what: &'static str,

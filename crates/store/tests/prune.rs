@@ -376,3 +376,123 @@ fn many_small_packs_become_few() {
     place.check_with_restic();
     assert_eq!(prune(&repository).repacked_bytes, 0, "they are not copied again");
 }
+
+/// A backup whose chunks lie in two packs, one of them damaged: host A found the damage, and its next backup stored all of it again.
+struct TwoHosts {
+    a: Place,
+    /// Another host: the same repository, a cache of its own.
+    b: Place,
+    disk: Vec<u8>,
+    ids: Vec<BackupId>,
+}
+
+impl TwoHosts {
+    fn new() -> Self {
+        let (a, b) = (Place::new(), Place::new());
+        std::os::unix::fs::symlink(a.repository(), b.repository()).unwrap();
+        let disk = noise(1, 600_000);
+        let first = full(&a.init(), &disk);
+        let mut packs = a.files("data");
+        packs.sort_by_key(|path| fs::metadata(path).unwrap().len());
+        flip_middle(packs.last().unwrap());
+        assert_eq!(a.open().verify(&[], true, &|_, _| {}).unwrap().good, []);
+        let again = backup(&a.open(), EVENING, &disk, None, &put_all(&disk)).unwrap();
+        Self { a, b, disk, ids: vec![first, again] }
+    }
+
+    fn check(&self, of: &str) {
+        for (host, place) in [("a", &self.a), ("b", &self.b)] {
+            let repository = place.open();
+            for id in &self.ids {
+                assert_eq!(restore(&repository, id, "vda", self.disk.len()).unwrap(), self.disk, "{of}, on host {host}");
+            }
+        }
+    }
+}
+
+fn flip_middle(path: &std::path::Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Also if it is a host that knows of the damage from the store only, or knows nothing.
+#[test]
+fn the_good_copy_of_a_damaged_pack_stays_whoever_prunes() {
+    // Which of two packs that are used alike would stay follows from their names, which are others each time.
+    for noted in [true, false, false, false, false] {
+        let mut hosts = TwoHosts::new();
+        hosts.check("before");
+        assert_eq!(hosts.a.files("keepmark/damaged").len(), 1, "the damage stands in the store");
+        if !noted {
+            fs::remove_dir_all(hosts.a.repository().join("keepmark/damaged")).unwrap();
+        }
+        for round in 0..3 {
+            let quiet = Quiet::default();
+            hosts.b.open().prune(&PruneRequest { unused_max_percent: 0.0, ..request() }, &quiet).unwrap();
+            hosts.check(&format!("noted {noted}, after prune {round}"));
+        }
+        // What only the first backup needs lies in the damaged pack alone: it goes with it, and so does the note.
+        let first = hosts.ids.remove(0);
+        delete(&hosts.b.open(), &[&first]);
+        for _ in 0..3 {
+            prune(&hosts.b.open());
+        }
+        hosts.check("without the first");
+        assert!(hosts.b.files("keepmark").is_empty());
+        hosts.a.check_with_restic();
+    }
+}
+
+/// Neither does a mark that somebody made without a look: nothing that it names goes before the copy that stays was read.
+#[test]
+fn what_is_marked_stays_if_the_other_copy_cannot_be_read() {
+    let mut hosts = TwoHosts::new();
+    let first = hosts.ids.remove(0);
+    delete(&hosts.a.open(), &[&first]);
+    let mut packs = hosts.a.files("data");
+    packs.sort_by_key(|path| fs::metadata(path).unwrap().len());
+    let reader = hosts.a.open();
+    let waiting = reader.begin(&vm().id(), EVENING.parse().unwrap()).unwrap();
+    prune(&hosts.a.open());
+    assert_eq!(hosts.a.files("keepmark/marks").len(), 1);
+    hosts.check("marked");
+    // The copy that was sound when the mark was made is damaged since.
+    let sound = packs.iter().rev().take(2).find(|pack| {
+        let name = pack.file_name().unwrap().to_str().unwrap().to_owned();
+        keepmark_store::repository::id::Id::of(&fs::read(pack).unwrap()).hex() == name
+    });
+    let (sound, bytes) = (sound.unwrap(), fs::read(sound.unwrap()).unwrap());
+    flip_middle(sound);
+    drop(waiting);
+    let before = hosts.a.files("data");
+    let quiet = Quiet::default();
+    hosts.b.open().prune(&request(), &quiet).unwrap();
+    assert_eq!(hosts.a.files("data"), before, "nothing went");
+    assert!(quiet.findings.lock().unwrap()[0].contains("damaged"), "{:?}", quiet.findings);
+    fs::write(sound, bytes).unwrap();
+    hosts.check("mended");
+}
+
+/// A note goes when a verification finds the pack whole again.
+#[test]
+fn damage_that_was_mended_is_forgotten() {
+    let place = Place::new();
+    let disk = noise(1, 600_000);
+    full(&place.init(), &disk);
+    let mut packs = place.files("data");
+    packs.sort_by_key(|path| fs::metadata(path).unwrap().len());
+    let bytes = fs::read(packs.last().unwrap()).unwrap();
+    flip_middle(packs.last().unwrap());
+    place.open().verify(&[], true, &|_, _| {}).unwrap();
+    assert_eq!(place.files("keepmark/damaged").len(), 1);
+    place.open().verify(&[], true, &|_, _| {}).unwrap();
+    assert_eq!(place.files("keepmark/damaged").len(), 1, "it is noted once");
+    place.restic_ok(&["snapshots"]);
+    fs::write(packs.last().unwrap(), bytes).unwrap();
+    place.open().verify(&[], false, &|_, _| {}).unwrap();
+    assert_eq!(place.files("keepmark/damaged").len(), 1, "nobody looked");
+    place.open().verify(&[], true, &|_, _| {}).unwrap();
+    assert_eq!(place.files("keepmark/damaged").len(), 0);
+}

@@ -1,6 +1,7 @@
 //! Stores that are wrong, damaged, full or in use: what fails says why, and what is whole still restores.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use keepmark_testkit::image::{self, Format};
@@ -296,4 +297,64 @@ fn a_store_that_restic_holds_exclusively_is_11() {
     assert_says(&run, &["locked by process", "Hint:"]);
     check.signal(rustix::process::Signal::CONT);
     assert!(check.wait(Duration::from_secs(60)).success());
+}
+
+/// keepmark, as `Keepmark::command` gives it, with system calls that fail.
+fn with_failing_calls(lab: &Lab, calls: &str, error: &str, arguments: &[&str]) -> std::process::Output {
+    let inner = lab.keepmark.command(arguments);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:error={error}")]);
+    command.arg(inner.get_program()).args(inner.get_args()).env_clear();
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).output().unwrap()
+}
+
+/// NFS, sshfs, 9P and older ZFS cannot rename without replacing, and some of them give no second names either.
+#[test]
+fn init_works_where_nothing_can_be_renamed_without_replacing() {
+    for (calls, error) in [("renameat2", "EINVAL"), ("renameat2", "EOPNOTSUPP"), ("renameat2,link,linkat", "ENOSYS")] {
+        let lab = Lab::without_store();
+        for place in [text(&lab.store()).to_owned(), format!("images:{}", text(&lab.path("images")))] {
+            let made = with_failing_calls(&lab, calls, error, &["init", &place]);
+            assert!(made.status.success(), "{calls} {error} {place}: {}", String::from_utf8_lossy(&made.stderr));
+            lab.keepmark.ok(&["list", "--store", &place]);
+            lab.keepmark.exits(&["init", &place], 1);
+        }
+    }
+}
+
+#[test]
+fn an_init_that_fails_takes_back_what_it_made() {
+    let lab = Lab::without_store();
+    std::fs::create_dir(lab.path("there")).unwrap();
+    for (kind, folder, made) in [("", "a/store", "a"), ("", "there", "there"), ("images:", "b/images", "b")] {
+        let place = format!("{kind}{}", text(&lab.path(folder)));
+        let failed = with_failing_calls(&lab, "renameat2,link,linkat", "EIO", &["init", &place]);
+        assert_eq!(failed.status.code(), Some(1));
+        let left = std::fs::read_dir(lab.path(made)).map_or(0, Iterator::count);
+        assert!(left == 0 && lab.path(made).exists() == (made == "there"), "{place}");
+        lab.keepmark.ok(&["init", &place]);
+    }
+}
+
+/// Whoever can write into a store may have written a manifest by hand.
+#[test]
+fn a_name_that_leads_out_of_its_folder_writes_nothing() {
+    let lab = Lab::without_store();
+    let store = format!("images:{}", lab.store().display());
+    lab.keepmark.ok(&["init", &store]);
+    let path = lab.qcow2("vda", MIB);
+    image::fill_random(&path, Format::Qcow2, 1, 0, 65_536);
+    let backup = lab.keepmark.backup(&image_vm("vda", &path), &["--name", "web"]);
+    let folder = lab.store().join("web").join(id(&backup));
+    let manifest = folder.join("manifest.json");
+    let written = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, written.replace("\"vda\"", "\"../../escaped\"")).unwrap();
+    std::fs::copy(folder.join("vda.qcow2"), lab.store().join("escaped.qcow2")).unwrap();
+    let refused = lab.keepmark.run(&["restore", id(&backup), "--to", text(&lab.path("to/web"))]);
+    assert_ne!(refused.code, Some(0));
+    assert!(!lab.path("escaped.raw").exists() && !lab.path("to/escaped.raw").exists());
+    let listed = lab.keepmark.exits(&["list"], 3);
+    assert_says(&listed, &["damaged"]);
+    std::fs::write(&manifest, written).unwrap();
+    lab.keepmark.ok(&["restore", id(&backup), "--to", text(&lab.path("to/web"))]);
 }

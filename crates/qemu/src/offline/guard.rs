@@ -100,7 +100,9 @@ fn suffixed(home: &Path, backup: &str) -> PathBuf {
 // Not every file system can refuse to replace (NFS cannot); nobody else makes files of these names.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) if to.symlink_metadata().is_err() => fs::rename(from, to),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) if to.symlink_metadata().is_err() => {
+            fs::rename(from, to)
+        }
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => Err(io::ErrorKind::AlreadyExists.into()),
         other => Ok(other?),
     }

@@ -104,8 +104,10 @@ impl ImageStore {
     /// The VM's folder that has a backup.
     fn shelf_of(&self, id: &BackupId) -> Result<Shelf> {
         let missing = || Error::NoSuchBackup { id: id.to_string() };
-        let folder =
-            place::vm_folders(&self.root)?.into_iter().map(Shelf::new).find(|shelf| place::is_backup_id(id.as_str()) && shelf.folder_of(id).is_dir());
+        let folder = place::vm_folders(&self.root)?
+            .into_iter()
+            .map(Shelf::new)
+            .find(|shelf| place::is_backup_id(id.as_str()) && shelf.folder_of(id).is_dir());
         let shelf = folder.ok_or_else(missing)?;
         if shelf.is_listed(id) { Ok(shelf) } else { Err(missing()) }
     }

@@ -26,6 +26,8 @@ pub enum FileKind {
     Pin,
     /// A mark: packs that nothing needs and that are about to go. Other programs do not look there.
     Mark,
+    /// A note: packs that somebody has found damaged. Other programs do not look there.
+    Damage,
 }
 
 impl FileKind {
@@ -41,6 +43,7 @@ impl FileKind {
             Self::Lock => "locks",
             Self::Pin => "keepmark/pins",
             Self::Mark => "keepmark/marks",
+            Self::Damage => "keepmark/damaged",
         }
     }
 
@@ -56,6 +59,7 @@ impl FileKind {
             Self::Lock => "lock",
             Self::Pin => "pin",
             Self::Mark => "mark",
+            Self::Damage => "note of damage",
         }
     }
 }

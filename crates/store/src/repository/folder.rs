@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use crate::error::{Error, Result};
 use crate::folders::{self, Undo};
 use crate::repository::backend::{Backend, FileKind, Upload};
 use crate::repository::id::Id;
+use jiff::Timestamp;
 
 /// Begins the names of files that are not published yet; restic does not look into their folder.
 const UPLOAD_PREFIX: &str = "km1tmp-";
@@ -119,7 +119,9 @@ impl Folder {
         match kind {
             FileKind::Config => folder,
             FileKind::Pack => folder.join(id.hex().get(..2).unwrap_or_default()).join(id.hex()),
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark => folder.join(id.hex()),
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark | FileKind::Damage => {
+                folder.join(id.hex())
+            }
         }
     }
 }
@@ -139,7 +141,7 @@ impl Backend for Folder {
                     list_folder(&folder.join(hex::encode([byte])), &mut found)?;
                 }
             }
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark => {
+            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark | FileKind::Damage => {
                 list_folder(&folder, &mut found)?;
             }
         }
@@ -297,11 +299,7 @@ impl Upload for FolderUpload {
 }
 
 fn rename(from: &Path, to: &Path, kind: FileKind) -> std::io::Result<()> {
-    if kind == FileKind::Config {
-        folders::rename_new(from, to)
-    } else {
-        fs::rename(from, to)
-    }
+    if kind == FileKind::Config { folders::rename_new(from, to) } else { fs::rename(from, to) }
 }
 
 impl Drop for FolderUpload {

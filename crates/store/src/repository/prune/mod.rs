@@ -1,11 +1,12 @@
 //! Pruning: what no snapshot uses is found, wasteful packs are copied together, both are marked, and what everybody knows to be marked goes.
 //!
-//! In reading order: `usage` and `tally` (what is used, and where), `keepmark_model::prune` (what is done about it), `copy`, then
+//! In reading order: `usage` and `tally` (what is used, and where), `keepmark_model::prune` (what is done about it), `proof`, `copy`, then
 //! `sweep` with `waiting` and `reindex`. Each step can be the last one: the next prune derives everything anew.
 //!
 //! Why nothing goes that a backup needs, beside backups on any number of hosts: `docs/decisions/0006-how-pruning-beside-backups-is-safe.md`.
 
 mod copy;
+mod proof;
 mod reindex;
 mod sweep;
 mod tally;
@@ -85,6 +86,8 @@ impl Repository {
         let delay = SignedDuration::try_from(request.delay).unwrap_or(SignedDuration::MAX);
         let work = self.work(lease, delay)?;
         let mut plan = self.plan(request, &work, monitor)?;
+        let unproved = proof::unproved(self, &plan, monitor)?;
+        plan.keep(&unproved);
         plan.tell_use(report);
         report.waiting.clear();
         report.waiting.extend(work.whose.into_iter().filter(|_| plan.is_held));
@@ -131,8 +134,12 @@ impl Repository {
         }
         let usage = Usage::find(self, monitor)?;
         let marked: BTreeSet<PackId> = marks.iter().flat_map(|(_, mark)| &mark.packs).copied().collect();
-        let damaged = damaged_packs::load(&self.cache);
-        let tally = Tally::count(&usage, &*self.core.backend, &marked.union(&damaged).copied().collect())?;
+        if !request.dry_run {
+            // Only notes: they are tidied up another time.
+            drop(damaged_packs::tidy(self, false));
+        }
+        let damaged = damaged_packs::known(self)?;
+        let tally = Tally::count(&usage, &*self.core.backend, &marked, &damaged)?;
         let needed = tally.packs.iter().filter(|pack| pack.bytes.used_bytes > 0 && marked.contains(&pack.id)).map(|pack| pack.id).collect();
         let mut free = Vec::new();
         let mut plan = Plan {
@@ -212,10 +219,22 @@ impl Plan {
         self.is_cut = choice.is_cut;
     }
 
+    /// Packs that go unless something keeps them.
+    fn leaving(&self) -> BTreeSet<PackId> {
+        let marked = self.marks.iter().flat_map(|(_, mark)| &mark.packs).filter(|pack| !self.needed.contains(*pack));
+        self.unused.iter().chain(&self.wasteful).chain(marked).copied().collect()
+    }
+
+    /// These stay after all.
+    fn keep(&mut self, packs: &BTreeSet<PackId>) {
+        self.unused.retain(|pack| !packs.contains(pack));
+        self.wasteful.retain(|pack| !packs.contains(pack));
+        self.needed.extend(packs);
+    }
+
     /// Says what a prune would do.
     fn tell(&self, report: &mut Pruned) {
-        let marked = self.marks.iter().flat_map(|(_, mark)| &mark.packs).filter(|pack| !self.needed.contains(*pack));
-        let leaving: BTreeSet<PackId> = self.unused.iter().chain(&self.wasteful).chain(marked).copied().collect();
+        let leaving = self.leaving();
         report.removed_files = leaving.len() as u64;
         report.removed_bytes = self.tally.bytes_of(&leaving);
         report.repacked_bytes =

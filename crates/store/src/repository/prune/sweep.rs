@@ -8,7 +8,9 @@ use keepmark_model::seam::{Monitor, Pruned};
 
 use crate::error::{Error, Result};
 use crate::repository::backend::FileKind;
+use crate::repository::core::Scratch;
 use crate::repository::id::{BlobKind, ChunkId, Id, PackId, TreeId};
+use crate::repository::index::Place;
 use crate::repository::lock::Lease;
 use crate::repository::lock::file::STALE_AFTER;
 use crate::repository::mark::Mark;
@@ -104,7 +106,7 @@ impl Sweep<'_> {
         let repository = self.repository;
         let listed = repository.core.backend.list(FileKind::Snapshot)?;
         repository.index.refresh()?;
-        let mut later = Later { sweep: self, leaving, trees: HashSet::new(), there: HashMap::new() };
+        let mut later = Later { sweep: self, leaving, trees: HashSet::new(), sizes: HashMap::new(), scratch: Scratch::new()? };
         let new = listed.iter().map(|(id, _)| id).filter(|id| !self.usage.snapshots.contains(id));
         new.into_iter().try_for_each(|id| walk(repository, id, &mut later))
     }
@@ -147,8 +149,9 @@ struct Later<'a> {
     sweep: &'a Sweep<'a>,
     leaving: &'a mut BTreeSet<PackId>,
     trees: HashSet<TreeId>,
-    /// Packs that were looked for.
-    there: HashMap<PackId, bool>,
+    /// Bytes of packs that were looked for.
+    sizes: HashMap<PackId, Option<u64>>,
+    scratch: Scratch,
 }
 
 impl Later<'_> {
@@ -157,8 +160,12 @@ impl Later<'_> {
         if places.is_empty() {
             return Err(Error::Missing { kind: noun(kind), id: id.hex() });
         }
-        for place in &places {
-            if !self.leaving.contains(&place.pack) && self.is_there(&place.pack)? {
+        let (leaving, staying): (Vec<&Place>, Vec<&Place>) = places.iter().partition(|place| self.leaving.contains(&place.pack));
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        for place in staying {
+            if self.is_good(place)? {
                 return Ok(());
             }
         }
@@ -166,13 +173,14 @@ impl Later<'_> {
         Ok(())
     }
 
-    fn is_there(&mut self, pack: &PackId) -> Result<bool> {
-        if let Some(is_there) = self.there.get(pack) {
-            return Ok(*is_there);
-        }
-        let is_there = self.sweep.repository.core.backend.size(FileKind::Pack, pack)?.is_some();
-        self.there.insert(*pack, is_there);
-        Ok(is_there)
+    /// Whether a place is there, long enough, and can be read.
+    fn is_good(&mut self, place: &Place) -> Result<bool> {
+        let core = &self.sweep.repository.core;
+        let size = match self.sizes.get(&place.pack) {
+            Some(size) => *size,
+            None => *self.sizes.entry(place.pack).or_insert(core.backend.size(FileKind::Pack, &place.pack)?),
+        };
+        Ok(size.is_some_and(|size| place.entry.end() <= size) && core.read_blob(&place.pack, &place.entry, &mut self.scratch).is_ok())
     }
 }
 

@@ -26,8 +26,30 @@ pub struct Pack {
     pub bytes: PackUse,
     /// Bytes of its blobs that are used, wherever they stay.
     any_used: u64,
-    /// Whether what stays should rather be elsewhere: it cannot be read, or is marked.
-    is_avoided: bool,
+    /// Where what stays should rather be.
+    rank: Rank,
+}
+
+/// How good a place is for what stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// It is known to be damaged.
+    Damaged,
+    /// It is marked to go.
+    Marked,
+    /// Nothing is known against it.
+    Good,
+}
+
+/// A blob that is used, in a pack that is to go, and the place where it stays.
+#[derive(Debug, Clone, Copy)]
+pub struct Duplicate {
+    /// The pack that is to go.
+    pub leaving: PackId,
+    /// The pack that stays.
+    pub pack: PackId,
+    /// Where in it.
+    pub entry: BlobEntry,
 }
 
 /// All packs, and where each used blob stays.
@@ -41,11 +63,11 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts. A used blob stays where most is used, but rather not in the packs `avoided`.
+    /// Counts. A used blob stays where most is used, but rather not in packs that are marked, and last of all in damaged ones.
     ///
     /// # Errors
     /// When a used blob is in no pack that is there.
-    pub fn count(usage: &Usage, backend: &dyn Backend, avoided: &BTreeSet<PackId>) -> Result<Self> {
+    pub fn count(usage: &Usage, backend: &dyn Backend, marked: &BTreeSet<PackId>, damaged_packs: &BTreeSet<PackId>) -> Result<Self> {
         let table = usage.run.pack_table().map_err(|problem| damaged(&usage.run, problem))?;
         let mut sizes: HashMap<PackId, u64> = backend.list(FileKind::Pack)?.into_iter().collect();
         let pack = |id| Pack {
@@ -53,7 +75,11 @@ impl Tally {
             size: sizes.remove(&id),
             bytes: PackUse { blob_bytes: 0, used_bytes: 0 },
             any_used: 0,
-            is_avoided: avoided.contains(&id),
+            rank: match (damaged_packs.contains(&id), marked.contains(&id)) {
+                (true, _) => Rank::Damaged,
+                (false, true) => Rank::Marked,
+                (false, false) => Rank::Good,
+            },
         };
         let packs = table.into_iter().map(pack).collect();
         let mut tally = Self { packs, unknown: sizes.into_iter().collect(), kept: RecordSet::new(&[usage.run.records]) };
@@ -105,7 +131,7 @@ impl Tally {
                 let pack = self.pack(record)?;
                 if pack.size.is_some_and(|size| size >= record.entry.end()) {
                     let share = u128::from(pack.any_used) * 1_000_000 / u128::from(pack.bytes.blob_bytes.max(1));
-                    best = best.max(Some((!pack.is_avoided, share, pack.id, *number, record.pack, record.entry.length)));
+                    best = best.max(Some((pack.rank, share, pack.id, *number, record.pack, record.entry.length)));
                 }
             }
             let Some((.., number, pack, length)) = best else {
@@ -118,6 +144,40 @@ impl Tally {
             }
         }
         Ok(())
+    }
+
+    /// The blobs of these packs that are used and stay elsewhere, with every place that could have been theirs.
+    ///
+    /// # Errors
+    /// When the local index is damaged.
+    pub fn duplicates(&self, usage: &Usage, leaving: &BTreeSet<PackId>) -> Result<Vec<Duplicate>> {
+        let (mut found, mut alike): (Vec<Duplicate>, Vec<(u64, Record)>) = (Vec::new(), Vec::new());
+        if leaving.is_empty() {
+            return Ok(found);
+        }
+        for (number, record) in (0..).zip(usage.run.iter()) {
+            let record = record.map_err(|problem| damaged(&usage.run, problem))?;
+            if alike.first().is_some_and(|(_, first)| first.entry.id != record.entry.id) {
+                self.duplicates_of(&std::mem::take(&mut alike), leaving, &mut found);
+            }
+            if usage.used.contains((0, number)) {
+                alike.push((number, record));
+            }
+        }
+        self.duplicates_of(&alike, leaving, &mut found);
+        Ok(found)
+    }
+
+    fn duplicates_of(&self, places: &[(u64, Record)], leaving: &BTreeSet<PackId>, found: &mut Vec<Duplicate>) {
+        let pack = |record: &Record| self.packs.get(record.pack as usize);
+        for (_, kept) in places.iter().filter(|(number, _)| self.kept.contains((0, *number))) {
+            let others = places.iter().filter(|(number, other)| other.entry.kind == kept.entry.kind && !self.kept.contains((0, *number)));
+            for (other, stays) in others.filter_map(|(_, other)| Some((pack(other)?.id, pack(kept)?.id))) {
+                if leaving.contains(&other) {
+                    found.push(Duplicate { leaving: other, pack: stays, entry: kept.entry });
+                }
+            }
+        }
     }
 
     /// Bytes of these packs that are there.

@@ -66,7 +66,7 @@ impl Repository {
         verifier.tables()?;
         progress(total, total);
         let Verifier { damages, bytes_read, .. } = verifier;
-        self.remember_packs(&damages.packs);
+        self.remember_packs(&damages.packs, read_data);
         Ok(Verification { good, damages: damages.into_list(damaged_indexes), bytes_read })
     }
 
@@ -76,13 +76,12 @@ impl Repository {
         Ok(backups.into_iter().map(|backup| backup.id).chain(damaged).collect())
     }
 
-    /// Lets the next backup know what it cannot build on. Only a cache: without it, damage inside of packs is not seen by backups.
-    /// A pack that was damaged once stays so as long as it is there: other copies may be good now, so that it was not looked at.
-    fn remember_packs(&self, found: &BTreeSet<PackId>) {
-        let mut packs = damaged_packs::load(&self.cache);
-        packs.extend(found);
-        packs.retain(|pack| !matches!(self.core.backend.size(FileKind::Pack, pack), Ok(None)));
-        drop(damaged_packs::save(&self.cache, &packs));
+    /// Lets the next backup and the next prune know what they cannot count on, here and on other hosts. Where nothing can be written, and
+    /// nobody remembers it, damage inside of packs is not seen by them.
+    fn remember_packs(&self, found: &BTreeSet<PackId>, read_data: bool) {
+        drop(damaged_packs::remember(self, found));
+        drop(damaged_packs::note(self, found));
+        drop(damaged_packs::tidy(self, read_data));
     }
 }
 

@@ -55,7 +55,7 @@ pub struct BackupWriter<'a> {
 impl<'a> BackupWriter<'a> {
     pub(crate) fn new(repository: &'a Repository, lease: Arc<Lease>, vm: &VmId, time: Timestamp) -> Result<Self> {
         let core = Arc::clone(&repository.core);
-        let mut unusable = damaged_packs::load(&repository.cache);
+        let mut unusable = damaged_packs::known(repository)?;
         unusable.extend(&lease.marked);
         let known = Known::new(Arc::clone(&core), Arc::clone(&repository.index), unusable);
         let pipeline = Pipeline::start(core, known, Arc::clone(&lease), repository.workers)?;

@@ -87,7 +87,8 @@ fn a_bad_name_makes_its_own_backup_damaged_and_no_other() {
     assert_eq!(reader.files(), ["domain.xml", "manifest.json", "swtpm.tpm2-00.permall"]);
     let found = repository.verify(&[], false, &|_, _| {}).unwrap();
     // Its disks have no folders; that is another matter.
-    let hit: Vec<&BackupId> = found.damages.iter().filter(|damage| !damage.problem.contains("has no disk")).flat_map(|damage| &damage.backups).collect();
+    let hit: Vec<&BackupId> =
+        found.damages.iter().filter(|damage| !damage.problem.contains("has no disk")).flat_map(|damage| &damage.backups).collect();
     assert!(bad.iter().all(|id| hit.contains(&id)) && !hit.contains(&&good), "{:?}", found.damages);
 }
 
