@@ -10,6 +10,7 @@ mod copies;
 mod images;
 mod killed;
 mod managers;
+mod others;
 mod shape;
 mod snapshots;
 mod stage;
