@@ -44,6 +44,7 @@ mod with_libvirt {
         let job = RestoreJob {
             to: destination.folder().to_owned(),
             format: arguments.format.map(Format::from),
+            as_it_was: true,
             disks: wanted(backup, &arguments.without),
             force: arguments.force,
             run_dir: context.run_dir(),

@@ -2,60 +2,82 @@
 
 use std::path::PathBuf;
 
-use keepmark_model::seam::Hypervisor;
-use keepmark_model::{Failure, FailureClass};
-use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions, WatchdogCommand};
+use keepmark_model::seam::{Hypervisor, Store};
+use keepmark_model::{Failure, FailureClass, VmIdentity};
+use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions, Said, WatchdogCommand};
 
 use crate::context::Context;
-use crate::vm::{IdentityArguments, VmArguments, VmPlace};
+use crate::vm::{IdentityArguments, ImageArguments, VmArguments, VmPlace};
+
+/// What a user says of a VM besides its place, and the store that remembers it.
+#[derive(Clone, Copy)]
+pub struct About<'a> {
+    /// Whose backups its are.
+    pub identity: &'a IdentityArguments,
+    /// What its images are.
+    pub images: &'a ImageArguments,
+    /// The store, where one is open.
+    pub store: Option<&'a dyn Store>,
+    /// Whether it is opened even if an earlier revert left it half written.
+    pub half_reverted: bool,
+}
+
+impl<'a> About<'a> {
+    /// What a subcommand's arguments say.
+    pub fn of(arguments: &'a VmArguments, store: Option<&'a dyn Store>) -> Self {
+        Self { identity: &arguments.identity, images: &arguments.images, store, half_reverted: false }
+    }
+}
 
 /// Opens the VM of a subcommand's arguments.
 ///
 /// # Errors
 /// When it does not answer, or another process has it.
-pub fn open(context: &Context, arguments: &VmArguments) -> Result<Box<dyn Hypervisor>, Failure> {
-    open_as(context, &arguments.vm, &arguments.identity)
+pub fn open(context: &Context, arguments: &VmArguments, store: Option<&dyn Store>) -> Result<Box<dyn Hypervisor>, Failure> {
+    open_as(context, &arguments.vm, About::of(arguments, store))
 }
 
-/// Opens the VM of a subcommand's arguments even if an earlier revert left it half written.
+/// Opens a VM by its place.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_half_reverted(context: &Context, arguments: &VmArguments) -> Result<Box<dyn Hypervisor>, Failure> {
-    open_any(context, &arguments.vm, &arguments.identity, true)
-}
-
-/// Opens a VM that is whose it says itself.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_place(context: &Context, place: &VmPlace) -> Result<Box<dyn Hypervisor>, Failure> {
-    open_as(context, place, &IdentityArguments { name: None, uuid: None })
-}
-
-/// Opens a VM by its place under an identity.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_as(context: &Context, place: &VmPlace, identity: &IdentityArguments) -> Result<Box<dyn Hypervisor>, Failure> {
-    open_any(context, place, identity, false)
-}
-
-fn open_any(context: &Context, place: &VmPlace, identity: &IdentityArguments, half_reverted: bool) -> Result<Box<dyn Hypervisor>, Failure> {
-    let IdentityArguments { name, uuid } = identity.clone();
+pub fn open_as(context: &Context, place: &VmPlace, about: About<'_>) -> Result<Box<dyn Hypervisor>, Failure> {
+    let IdentityArguments { name, uuid } = about.identity.clone();
+    let half_reverted = about.half_reverted;
+    if !matches!(place, VmPlace::Images(_)) && (about.images.trust_chain || !about.images.formats.is_empty()) {
+        let hint = "a domain's definition and a running QEMU say it themselves";
+        return Err(Failure::new(FailureClass::Usage, OfImages { place: place.to_string() }).with_hint(hint));
+    }
     match place {
         VmPlace::Qmp(socket) => {
             let defaults = LiveOptions::new(socket, context.scratch_dir(), context.run_dir());
             let options = LiveOptions { name, uuid, watchdog: Some(watchdog()?), half_reverted, ..defaults };
             Ok(Box::new(Live::connect(options)?))
         }
-        VmPlace::Images(images) => {
-            let name = name.or_else(|| stem_of_first(images));
-            let options = OfflineOptions { name, uuid, half_reverted, ..OfflineOptions::new(images.clone(), context.run_dir()) };
-            Ok(Box::new(Offline::open(options)?))
-        }
+        VmPlace::Images(images) => open_images(context, images, about),
         VmPlace::Libvirt(domain) => open_domain(context, domain, IdentityArguments { name, uuid }, half_reverted),
     }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("--format and --trust-chain are for powered-off images, and {place} is none")]
+struct OfImages {
+    place: String,
+}
+
+fn open_images(context: &Context, images: &[(Option<String>, PathBuf)], about: About<'_>) -> Result<Box<dyn Hypervisor>, Failure> {
+    let IdentityArguments { name, uuid } = about.identity.clone();
+    let name = name.or_else(|| stem_of_first(images));
+    let identity = VmIdentity::new(name.as_deref().unwrap_or_default(), uuid.as_deref());
+    let history = match (about.store, &identity) {
+        (Some(store), Ok(identity)) => store.backups(Some(&identity.id()))?.0,
+        (None, _) | (_, Err(_)) => Vec::new(),
+    };
+    let formats = about.images.formats.iter().map(|word| (word.disk.clone(), word.format)).collect();
+    let said = Said::Operator { formats, trust_chain: about.images.trust_chain };
+    let defaults = OfflineOptions::new(images.to_vec(), context.run_dir());
+    let options = OfflineOptions { name, uuid, said, history, half_reverted: about.half_reverted, ..defaults };
+    Ok(Box::new(Offline::open(options)?))
 }
 
 /// Replaces patterns (`web*`) by the domains of libvirt's whose names fit; what names one VM stays as it is.

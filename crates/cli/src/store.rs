@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::seam::{Monitor, Store};
 use keepmark_model::select::{of_vm as of_vm_in, select as select_backup};
@@ -15,6 +16,7 @@ use keepmark_store::{Environment, ImageOptions, ImageStore, Options, Repository}
 
 use crate::context::Context;
 use crate::password::{self, Purpose};
+use crate::vm::VmPlace;
 
 #[derive(Debug, thiserror::Error)]
 enum PlaceError {
@@ -100,6 +102,13 @@ pub fn create(context: &Context, place: &Place) -> Result<StoreId, Failure> {
 /// When it is not there, or the password is another one.
 pub fn open(context: &Context) -> Result<Box<dyn Store>, Failure> {
     open_for_writing(context, false)
+}
+
+/// The store that is named, if one is and it can be opened, for what it remembers of powered-off images.
+pub fn remembering(context: &Context, vm: &VmPlace) -> Option<Box<dyn Store>> {
+    let is_named = context.global.store.is_some() || context.config.store.is_some();
+    let opened = (is_named && matches!(vm, VmPlace::Images(_))).then(|| open(context))?;
+    opened.inspect_err(|failure| context.screen.note(&in_one_line(failure))).ok()
 }
 
 /// As [`open`]; `compress` says whether new images have compressed clusters. A repository's chunks always are.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
+use keepmark_model::opening::{ImageFormat, Refusal};
 
 /// A VM as the user names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +101,38 @@ pub struct VmArguments {
     /// Whose it is.
     #[command(flatten)]
     pub identity: IdentityArguments,
+    /// What its images are.
+    #[command(flatten)]
+    pub images: ImageArguments,
+}
+
+/// What the user says of powered-off images.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ImageArguments {
+    /// Format of powered-off images, of one disk or of all: raw, qcow2, ... (else the last backup's, or the one that name and content agree on)
+    #[arg(id = "image_format", long = "format", value_name = "[DISK=]FORMAT")]
+    pub formats: Vec<FormatWord>,
+    /// Believe powered-off images' own headers about what lies below them and where their data are
+    #[arg(long)]
+    pub trust_chain: bool,
+}
+
+/// A format, of one disk or of all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormatWord {
+    /// Which disk's, if not all.
+    pub disk: Option<String>,
+    /// Which.
+    pub format: ImageFormat,
+}
+
+impl FromStr for FormatWord {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        let (disk, format) = text.rsplit_once('=').map_or((None, text), |(disk, format)| (Some(disk.to_owned()), format));
+        Ok(Self { disk, format: format.parse()? })
+    }
 }
 
 /// Whose backups a VM's are, where that is not to be asked from it.
@@ -134,6 +167,14 @@ mod tests {
             assert_eq!(expected.to_string(), text);
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_format_is_of_one_disk_or_of_all() {
+        let word = |text: &str| text.parse::<FormatWord>().map(|word| (word.disk, word.format));
+        assert_eq!(word("raw"), Ok((None, ImageFormat::Raw)));
+        assert_eq!(word("vda=qcow2"), Ok((Some("vda".into()), ImageFormat::Qcow2)));
+        assert!(word("vda=").is_err() && word("json:{}").is_err());
     }
 
     #[test]

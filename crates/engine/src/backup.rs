@@ -200,6 +200,7 @@ impl Run<'_> {
         let is_pushed = push != Push::No;
         let mut point = vm.begin(&self.point_request(checkpoint, push))?;
         let captured = if is_pushed { self.push_all(point.as_mut(), writer) } else { self.capture_all(point.as_mut(), writer) };
+        let captured = captured.and_then(|captured| point.check().map(|()| captured));
         let moment = point.moment().clone();
         let left = point.release().err();
         let captured = captured.map_err(|failure| explained(failure, left.as_ref()))?;

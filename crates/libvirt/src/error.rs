@@ -66,6 +66,16 @@ pub enum Error {
         #[source]
         source: Box<keepmark_qemu::Error>,
     },
+    /// A disk that only a running QEMU reads rightly.
+    #[error("disk {disk} of domain {domain} cannot be read while the domain is shut off: {why}")]
+    Unreadable {
+        /// Which.
+        domain: String,
+        /// Which of its disks.
+        disk: String,
+        /// Why not, in words.
+        why: String,
+    },
     /// Somebody else's job runs.
     #[error("domain {domain} has a running {what}")]
     Busy {
@@ -274,6 +284,7 @@ impl Error {
             Self::Interrupted => FailureClass::Interrupted,
             Self::Refused { .. }
             | Self::Wedged { .. }
+            | Self::Unreadable { .. }
             | Self::NoDetour { .. }
             | Self::Xml { .. }
             | Self::Lacks { .. }
@@ -309,6 +320,7 @@ impl Error {
             Self::NoDomain { .. } => "`virsh list --all` tells the names; qemu:///system and qemu:///session have their own".into(),
             Self::Wedged { domain } => format!("`keepmark backup {domain}` goes around it. What ends that job: {}", cure(domain)),
             Self::NoDetour { domain, .. } => format!("what ends that job: {}", cure(domain)),
+            Self::Unreadable { .. } => "start the domain: a running QEMU has read it as its definition says".into(),
             Self::Busy { domain, .. } => format!("wait for it to end, or end it with `virsh domjobabort {domain}`"),
             Self::Refused { is_lock: true, .. } => "another job holds the domain; `virsh domjobinfo` tells which".into(),
             Self::Iothread { .. } => "use QEMU 9.0 or newer, or the disk without iothread".into(),

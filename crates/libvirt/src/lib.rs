@@ -22,6 +22,7 @@ mod next_start;
 mod point;
 mod pushed;
 mod running;
+mod said;
 mod saved;
 mod shut_off;
 mod tpm;

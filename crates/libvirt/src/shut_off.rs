@@ -8,14 +8,14 @@ use keepmark_model::manifest::Consistency;
 use keepmark_model::seam::{self, Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName};
-use keepmark_qemu::{Offline, OfflineOptions};
+use keepmark_qemu::{Offline, OfflineOptions, Said};
 
 use crate::api::{Domain, DomainState, View};
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::running::identify;
 use crate::xml::{DiskXml, DomainXml, Source};
-use crate::{Options, UserFolders, checkpoints, halting, saved};
+use crate::{Options, UserFolders, checkpoints, halting, said, saved};
 
 /// A shut-off domain.
 #[derive(Debug)]
@@ -39,11 +39,11 @@ impl ShutOff {
         let (user, hide_checkpoints) = (options.user.clone(), options.hide_checkpoints);
         let mut skipped = Vec::new();
         let mut images = Vec::new();
-        let mut formats = Vec::new();
+        let mut words = Vec::new();
         for disk in &xml.disks {
             match image(&link, disk)? {
                 Ok(path) => {
-                    formats.push((path.clone(), disk.format.clone()));
+                    words.push(said::words(&link, disk)?);
                     images.push((Some(disk.target.clone()), path));
                 }
                 Err(why) => skipped.push(SkippedDisk { name: disk.target.clone(), why }),
@@ -51,7 +51,8 @@ impl ShutOff {
         }
         let half_reverted = options.half_reverted;
         let defaults = OfflineOptions::new(images, options.run_dir);
-        let options = OfflineOptions { name: Some(identity.name), uuid: identity.uuid, formats, half_reverted, ..defaults };
+        let options =
+            OfflineOptions { name: Some(identity.name), uuid: identity.uuid, said: Said::Definition(words), half_reverted, ..defaults };
         let offline = Box::new(Offline::open(options)?);
         Ok(Self { link, offline, skipped, agent: xml.agent, user, began: false, hide_checkpoints, halted: false })
     }
@@ -205,6 +206,10 @@ impl FrozenPoint for SavedPoint<'_> {
 
     fn disk(&mut self, name: &DiskName) -> seam::Result<Box<dyn FrozenDisk>> {
         self.point.disk(name)
+    }
+
+    fn check(&mut self) -> seam::Result<()> {
+        self.point.check()
     }
 
     fn release(self: Box<Self>) -> seam::Result<()> {

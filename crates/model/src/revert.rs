@@ -114,6 +114,8 @@ pub enum RevertError {
         disk: DiskName,
         /// Where its image is.
         image: String,
+        /// Its format.
+        format: String,
         /// Bytes now.
         now: Size,
         /// Bytes then.
@@ -142,12 +144,11 @@ impl RevertError {
             }
             Self::NotInBackup { .. } => "'keepmark show BACKUP' tells its disks".into(),
             Self::NotInVm { .. } => "choose the disks by --disk, or restore this one with 'keepmark restore'".into(),
-            Self::Size { image, now, then, .. } => {
-                let shrink = if then < now { "--shrink " } else { "" };
-                format!(
-                    "give it the size that it had (powered off: qemu-img resize {shrink}{image} {then}), then revert; or use 'keepmark restore'"
-                )
-            }
+            // Shrinking throws away what is behind the new end, which may be another's where the disk is a part of its file.
+            Self::Size { now, then, .. } if then < now => "get the disk as it was as a new file, with 'keepmark restore'".into(),
+            Self::Size { image, format, then, .. } => format!(
+                "give it the size that it had (powered off: qemu-img resize -f {format} {image} {then}), then revert; or use 'keepmark restore'"
+            ),
             Self::LeftHalf { disk, .. } => format!("name it too: --disk {disk}"),
             Self::Choice(_) => return None,
         })
@@ -212,7 +213,13 @@ fn revert_disk(
     unfinished: &[Unfinished],
 ) -> Result<RevertDisk, RevertError> {
     if disk.size != then.size {
-        return Err(RevertError::Size { disk: disk.name.clone(), image: disk.image.clone(), now: disk.size, then: then.size });
+        return Err(RevertError::Size {
+            disk: disk.name.clone(),
+            image: disk.image.clone(),
+            format: disk.format.clone(),
+            now: disk.size,
+            then: then.size,
+        });
     }
     let is_half = unfinished.iter().any(|left| left.disk == disk.name);
     let scope = match judge(disk, sequence) {

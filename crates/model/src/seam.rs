@@ -211,6 +211,14 @@ pub trait FrozenPoint {
         Err(Failure::new(FailureClass::Usage, CannotPush::new("only a running VM's QEMU can")))
     }
 
+    /// Looks whether all that was read belongs to the moment: the last thing to be asked before a backup of it is published.
+    ///
+    /// # Errors
+    /// When it may not: somebody wrote meanwhile, and nothing kept them from it.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives the moment up and leaves the VM as it was; the checkpoint stays.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keepmark_model::moment::Overtaken;
+use keepmark_model::opening::Refusal;
 use keepmark_model::{Failure, FailureClass};
 
 /// What this crate's functions return.
@@ -164,6 +165,9 @@ pub enum Error {
         /// Why, in words.
         problem: String,
     },
+    /// An image may not be opened.
+    #[error(transparent)]
+    Refusal(#[from] Refusal),
     /// A name or option makes no sense.
     #[error("{what} {value:?} cannot be used: {problem}")]
     Usage {
@@ -181,6 +185,14 @@ pub enum Error {
         program: String,
         /// What it said.
         message: String,
+    },
+    /// A helper program was ended, since it took too long.
+    #[error("{program} did not end within {} s, and was ended", waited.as_secs())]
+    Slow {
+        /// Which.
+        program: String,
+        /// How long was waited.
+        waited: Duration,
     },
     /// A helper program cannot be started.
     #[error("cannot run {program}")]
@@ -329,7 +341,7 @@ impl Error {
             Self::Connect { .. } | Self::Mute { .. } | Self::Gone { .. } | Self::Rubbish { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::JobRuns { .. } | Self::ImageInUse { .. } | Self::ServerTaken { .. } => FailureClass::Locked,
             Self::Interrupted => FailureClass::Interrupted,
-            Self::UnknownDisk { .. } | Self::Usage { .. } => FailureClass::Usage,
+            Self::UnknownDisk { .. } | Self::Usage { .. } | Self::Refusal(_) => FailureClass::Usage,
             Self::Refused { .. }
             | Self::Reply { .. }
             | Self::Unsupported { .. }
@@ -339,6 +351,7 @@ impl Error {
             | Self::Image { .. }
             | Self::Program { .. }
             | Self::Spawn { .. }
+            | Self::Slow { .. }
             | Self::Agent { .. }
             | Self::File { .. }
             | Self::Job { .. }
@@ -406,6 +419,9 @@ impl Error {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        if let Error::Refusal(refusal) = error {
+            return refusal.into();
+        }
         let (class, hint) = (error.class(), error.hint());
         let failure = if matches!(error, Error::Snapshotted { .. }) {
             Self::new(class, Overtaken { what: error.to_string() })

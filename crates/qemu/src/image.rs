@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keepmark_model::opening::{ImageFormat, Permit, Purpose};
 use keepmark_model::{Extent, Size};
 use keepmark_nbd::{Address, Client, Options};
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::offline::complaint::explain;
 use crate::offline::daemon::Daemon;
-use crate::offline::nodes::driver;
-use crate::offline::probe;
+use crate::opening::{Manner, look, node};
 use crate::program;
 
 const EXPORT: &str = "target";
@@ -20,10 +21,10 @@ const COMMAND_WAIT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When `qemu-img` fails.
-pub fn create(path: &Path, format: &str, size: Size) -> Result<()> {
-    let size = size.0.to_string();
-    let arguments = ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), format.as_ref(), path.as_os_str(), size.as_ref()];
-    program::run("qemu-img", arguments).map(drop)
+pub fn create(path: &Path, format: ImageFormat, size: Size) -> Result<()> {
+    let (path, size) = (std::path::absolute(path).map_err(crate::error::file("find", path))?, size.0.to_string());
+    let arguments = ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), format.word().as_ref(), path.as_os_str(), size.as_ref()];
+    program::run("qemu-img", arguments, program::CREATE_WAIT).map(drop)
 }
 
 /// An image open for writing. Dropped without [`ImageWriter::finish`], what was written may be incomplete.
@@ -35,16 +36,18 @@ pub struct ImageWriter {
 }
 
 impl ImageWriter {
-    /// Opens an existing image or block device. Its format is given, never guessed; sockets go under `run_dir`.
+    /// Opens an image or block device that is ours to fill. Its format is the one that it was made in; sockets go under `run_dir`.
     ///
     /// # Errors
     /// When it cannot be opened for writing; [`Error::ImageInUse`] when another process has it.
-    pub fn open(path: &Path, format: &str, run_dir: &Path) -> Result<Self> {
+    pub fn open(path: &Path, format: ImageFormat, run_dir: &Path) -> Result<Self> {
         let path = std::path::absolute(path).map_err(crate::error::file("find", path))?;
         let mut daemon = Daemon::start(run_dir, COMMAND_WAIT)?;
-        let storage = json!({ "driver": driver(&path), "filename": crate::error::text(&path)?, "discard": "unmap" });
-        let node = json!({ "driver": format, "node-name": EXPORT, "discard": "unmap", "file": storage });
-        daemon.qmp.run("blockdev-add", node).map_err(|error| probe::explain(error, &path))?;
+        let permit = Permit::of_new(&path, format, look(&path)?.storage);
+        for image in permit.layers() {
+            let manner = Manner { name: EXPORT, below: None, read_only: !permit.is_writable(0, Purpose::Write), discard: true };
+            daemon.qmp.run("blockdev-add", node(image, manner)?).map_err(|error| explain(error, &path))?;
+        }
         let socket = daemon.workspace.path().join("nbd");
         let address = json!({ "type": "unix", "data": { "path": crate::error::text(&socket)? } });
         daemon.qmp.run("nbd-server-start", json!({ "addr": address }))?;

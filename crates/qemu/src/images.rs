@@ -4,20 +4,21 @@
 //! header.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use keepmark_model::Size;
 use keepmark_model::images::{Access, ImageCheck, ImageTools, OpenImage};
+use keepmark_model::opening::{Permit, Purpose};
 use keepmark_model::seam;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result, text};
+use crate::offline::complaint::explain;
 use crate::offline::daemon::Daemon;
-use crate::offline::probe;
+use crate::opening::{Manner, node};
 use crate::point::undo::delete_export;
 use crate::program;
 
@@ -89,10 +90,12 @@ impl Shared {
     fn open(self: &Arc<Self>, chain: &[PathBuf], access: Access) -> Result<Opened> {
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let mut opened = Opened { shared: Arc::clone(self), export: format!("image{number}"), nodes: Vec::new(), is_exported: false };
-        for (layer, image) in chain.iter().enumerate().rev() {
+        let (permit, purpose) = (Permit::of_store(chain), if access == Access::Read { Purpose::Read } else { Purpose::Write });
+        for (layer, image) in permit.layers().iter().enumerate().rev() {
             let name = format!("image{number}-{layer}");
-            let definition = node(image, &name, opened.nodes.last().map(String::as_str), layer > 0 || access == Access::Read)?;
-            self.run("blockdev-add", definition).map_err(|error| probe::explain(error, image))?;
+            let below = opened.nodes.last().map(String::as_str);
+            let manner = Manner { name: &name, below, read_only: !permit.is_writable(layer, purpose), discard: true };
+            self.run("blockdev-add", node(image, manner)?).map_err(|error| explain(error, &image.path))?;
             opened.nodes.push(name);
         }
         if access == Access::WriteCompressed {
@@ -107,11 +110,6 @@ impl Shared {
         opened.is_exported = true;
         Ok(opened)
     }
-}
-
-fn node(image: &Path, name: &str, below: Option<&str>, read_only: bool) -> Result<Value> {
-    let storage = json!({ "driver": "file", "filename": text(image)?, "discard": "unmap" });
-    Ok(json!({ "driver": "qcow2", "node-name": name, "read-only": read_only, "discard": "unmap", "file": storage, "backing": below }))
 }
 
 impl Opened {
@@ -171,7 +169,7 @@ impl ImageTools for QemuImages {
         }
         let size = size.0.to_string();
         command.extend([text(image)?, &size]);
-        Ok(program::run("qemu-img", command).map(drop)?)
+        Ok(program::run("qemu-img", command, program::CREATE_WAIT).map(drop)?)
     }
 
     fn open(&self, chain: &[PathBuf], access: Access) -> seam::Result<Box<dyn OpenImage>> {
@@ -186,11 +184,9 @@ impl ImageTools for QemuImages {
 fn check(image: &Path) -> Result<ImageCheck> {
     let storage = json!({ "driver": "file", "filename": text(image)? });
     let whole = format!("json:{}", json!({ "driver": "qcow2", "backing": null, "file": storage }));
-    let output = Command::new("qemu-img").args(["check", "--output=json", &whole]).stdin(Stdio::null()).output();
+    let output = program::output("qemu-img", ["check", "--output=json", &whole], program::CHECK_WAIT)?;
     // It ends with a status of its own when something is wrong, and tells what.
-    if let Ok(output) = &output
-        && let Ok(found) = serde_json::from_slice::<Checked>(&output.stdout)
-    {
+    if let Ok(found) = serde_json::from_slice::<Checked>(&output.stdout) {
         return Ok(ImageCheck {
             corruptions: found.corruptions.saturating_add(found.check_errors),
             leaks: found.leaks,
@@ -198,6 +194,6 @@ fn check(image: &Path) -> Result<ImageCheck> {
             end: found.image_end_offset,
         });
     }
-    program::check("qemu-img check", output)?;
+    program::check("qemu-img check", Ok(output))?;
     Err(Error::Image { image: image.to_owned(), problem: "qemu-img check says nothing of it".into() })
 }

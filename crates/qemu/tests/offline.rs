@@ -2,12 +2,14 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::*;
 use keepmark_model::facts::{Persistence, Power};
 use keepmark_model::manifest::Consistency;
+use keepmark_model::opening::ImageFormat;
 use keepmark_model::seam::Hypervisor;
 use keepmark_model::{FailureClass, Size};
 use keepmark_qemu::image::{ImageWriter, create};
@@ -68,12 +70,12 @@ fn a_look_and_a_read_without_checkpoint_change_no_byte() {
     let base = place.image("base", Format::Raw, 8 * MIB);
     let file = place.path("over.qcow2");
     image::create_overlay(&file, &base, Format::Raw);
-    let mut vm = place.offline(&[&file]);
+    let mut vm = place.offline_chain(&file);
     take_checkpoint(&mut vm, &["over"], 1);
     Box::new(vm).close().unwrap();
     image::fill(&file, Format::Qcow2, 7, MIB, MIB);
     let before = image::sha256_of_file(&file);
-    let mut vm = place.offline(&[&file]);
+    let mut vm = place.offline_chain(&file);
     assert_eq!(vm.facts().unwrap().disks[0].layers.len(), 2);
     let mut point = vm.begin(&request(&[("over", Some(1))], None)).unwrap();
     let mut disk = open(&mut point, "over");
@@ -94,6 +96,37 @@ fn an_image_in_use_names_the_process() {
     let words = error.to_string();
     assert!(words.contains(&format!("process {}", qemu.id())) && words.contains("qemu-system"), "{words}");
     assert_eq!(keepmark_model::Failure::from(error).class(), FailureClass::Locked);
+}
+
+#[test]
+fn a_raw_image_and_a_running_vm_keep_each_other_off() {
+    let place = Place::new();
+    let file = place.image("vda", Format::Raw, MIB);
+    let before = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let mut vm = place.offline(&[&file]);
+    let point = vm.begin(&request(&[("vda", None)], Some(1))).unwrap();
+    let drive = format!("file={},format=raw,if=virtio", file.display());
+    let arguments = ["-accel", "tcg", "-display", "none", "-nodefaults", "-S", "-drive", &drive];
+    let refused = Command::new("timeout").args(["60", "qemu-system-x86_64"]).args(arguments).output().unwrap();
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.contains("Failed to get \"write\" lock"), "{refused}");
+    point.release().unwrap();
+    Box::new(vm).close().unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), before, "it was only read");
+    let qemu = QemuBuilder::new(place.dir.path()).disk(Disk::raw("vda", &file)).start();
+    let error = Offline::open(OfflineOptions::new(vec![(None, file)], place.path("run"))).unwrap_err();
+    assert!(error.to_string().contains(&format!("process {}", qemu.id())), "{error}");
+}
+
+#[test]
+fn a_raw_image_that_was_written_all_the_same_is_no_moment() {
+    let place = Place::new();
+    let file = place.image("vda", Format::Raw, MIB);
+    let mut vm = place.offline(&[&file]);
+    let mut point = vm.begin(&request(&[("vda", None)], None)).unwrap();
+    point.check().unwrap();
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().write_all_at(b"x", 5).unwrap();
+    assert!(point.check().unwrap_err().to_string().contains("was written"));
 }
 
 #[test]
@@ -157,10 +190,10 @@ fn missing_and_rubbish_images_are_errors() {
 #[test]
 fn images_are_written_by_several_hands_and_durable_when_finished() {
     let place = Place::new();
-    for (format, name) in [(Format::Qcow2, "qcow2"), (Format::Raw, "raw")] {
-        let file = place.path(&format!("new.{name}"));
-        create(&file, name, Size(8 * MIB)).unwrap();
-        let writer = ImageWriter::open(&file, name, &place.path("run")).unwrap();
+    for (format, made) in [(Format::Qcow2, ImageFormat::Qcow2), (Format::Raw, ImageFormat::Raw)] {
+        let file = place.path(&format!("new.{made}"));
+        create(&file, made, Size(8 * MIB)).unwrap();
+        let writer = ImageWriter::open(&file, made, &place.path("run")).unwrap();
         std::thread::scope(|scope| {
             for number in 0..4_u8 {
                 let mut hand = writer.handle().unwrap();
@@ -179,7 +212,7 @@ fn images_are_written_by_several_hands_and_durable_when_finished() {
         check(2 * MIB, MIB, 3);
         check(5 * MIB, 4096, 9);
         check(6 * MIB, 4096, 8);
-        assert!(ImageWriter::open(&place.path("nowhere"), name, &place.path("run")).is_err());
+        assert!(ImageWriter::open(&place.path("nowhere"), made, &place.path("run")).is_err());
     }
 }
 

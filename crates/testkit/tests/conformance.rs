@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use keepmark_model::seam::Hypervisor;
-use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions};
+use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions, Said};
 use keepmark_testkit::conformance::{Bench, Machines, Meets, Reach, SCENARIOS, Scenario, Simulated, conform};
 use keepmark_testkit::{OrFail, fail};
 
@@ -15,7 +15,9 @@ fn driver(reach: Reach<'_>, folder: &Path) -> Box<dyn Hypervisor> {
         }
         Reach::Images(images) => {
             let images = images.iter().map(|(name, file)| (Some(name.clone()), file.clone())).collect();
-            Box::new(Offline::open(OfflineOptions::new(images, folder.join("run"))).or_fail("opening images"))
+            // Scenarios lay images on others.
+            let said = Said::Operator { formats: Vec::new(), trust_chain: true };
+            Box::new(Offline::open(OfflineOptions { said, ..OfflineOptions::new(images, folder.join("run")) }).or_fail("opening images"))
         }
     }
 }

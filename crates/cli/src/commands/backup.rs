@@ -14,7 +14,8 @@ use keepmark_model::{DiskName, Failure, FailureClass};
 
 use crate::context::{self, Context};
 use crate::exit::Outcome;
-use crate::vm::{IdentityArguments, VmPlace};
+use crate::hypervisor::About;
+use crate::vm::{IdentityArguments, ImageArguments, VmPlace};
 use crate::{calendar, fleet, hypervisor, output, store, text};
 
 const EXAMPLES: &str = "\
@@ -40,6 +41,9 @@ pub struct BackupArguments {
     /// Whose it is.
     #[command(flatten)]
     pub identity: IdentityArguments,
+    /// What its images are.
+    #[command(flatten)]
+    pub images: ImageArguments,
     /// How many VMs at a time
     #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN.saturating_add(1))]
     pub jobs: NonZeroUsize,
@@ -191,13 +195,14 @@ pub fn run(context: &Context, arguments: &BackupArguments) -> Result<Outcome, Fa
         tags: arguments.tags.clone(),
         program: context::program(),
     };
+    let about = About { identity: &arguments.identity, images: &arguments.images, store: Some(store.as_ref()), half_reverted: false };
     match places.as_slice() {
         [place] => {
-            let vm = hypervisor::open_as(context, place, &arguments.identity)?;
+            let vm = hypervisor::open_as(context, place, about)?;
             show(context, &back_up(vm, store.as_ref(), &job, &context.screen)?)?;
         }
         places => fleet::run(context, places, arguments.jobs, &|place, monitor| {
-            let report = back_up(hypervisor::open_place(context, place)?, store.as_ref(), &job, monitor)?;
+            let report = back_up(hypervisor::open_as(context, place, about)?, store.as_ref(), &job, monitor)?;
             show(context, &report).map(|()| report)
         })?,
     }

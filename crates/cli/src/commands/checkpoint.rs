@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::context::{self, Context};
 use crate::exit::Outcome;
 use crate::vm::VmArguments;
-use crate::{hypervisor, output, table, text};
+use crate::{hypervisor, output, store, table, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,7 +73,8 @@ fn with_vm(
     arguments: &VmArguments,
     act: impl FnOnce(&mut dyn Hypervisor) -> Result<Outcome, Failure>,
 ) -> Result<Outcome, Failure> {
-    let mut vm = hypervisor::open(context, arguments)?;
+    let store = store::remembering(context, &arguments.vm);
+    let mut vm = hypervisor::open(context, arguments, store.as_deref())?;
     let result = act(vm.as_mut());
     let closed = vm.close();
     let outcome = result?;

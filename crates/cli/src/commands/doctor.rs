@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::Outcome;
-use crate::vm::{IdentityArguments, VmPlace};
+use crate::hypervisor::About;
+use crate::vm::{IdentityArguments, ImageArguments, VmPlace};
 use crate::{hypervisor, output, store};
 
 const EXAMPLES: &str = "\
@@ -30,6 +31,9 @@ pub struct DoctorArguments {
     /// Whose it is.
     #[command(flatten)]
     pub identity: IdentityArguments,
+    /// What its images are.
+    #[command(flatten)]
+    pub images: ImageArguments,
 }
 
 /// One thing that was checked.
@@ -124,7 +128,9 @@ fn store_checks(context: &Context) -> Vec<Check> {
 
 fn vm_checks(context: &Context, arguments: &DoctorArguments) -> Vec<Check> {
     let Some(place) = &arguments.vm else { return Vec::new() };
-    let opened = hypervisor::open_as(context, place, &arguments.identity);
+    let store = store::remembering(context, place);
+    let about = About { identity: &arguments.identity, images: &arguments.images, store: store.as_deref(), half_reverted: false };
+    let opened = hypervisor::open_as(context, place, about);
     let facts = opened.and_then(|mut vm| {
         let facts = vm.facts();
         vm.close()?;

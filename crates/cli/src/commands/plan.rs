@@ -33,7 +33,7 @@ pub struct PlanArguments {
 pub fn run(context: &Context, arguments: &PlanArguments) -> Result<Outcome, Failure> {
     let request = arguments.request.request(context)?;
     let store = store::open(context)?;
-    let mut vm = hypervisor::open(context, &arguments.vm)?;
+    let mut vm = hypervisor::open(context, &arguments.vm, Some(store.as_ref()))?;
     let found = outlook(vm.as_mut(), store.as_ref(), &request, Timestamp::now(), &context.screen);
     vm.close()?;
     let found = found?;

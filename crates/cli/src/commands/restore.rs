@@ -57,7 +57,7 @@ pub struct RestoreArguments {
     /// Let the VM's definition reach to this host in these ways; only for a definition that you trust (may be given several times)
     #[arg(long = "allow", value_name = "WORD", value_enum, value_delimiter = ',', requires = "define")]
     pub allow: Vec<AllowArgument>,
-    /// Format of the new images [default: raw; with --define as they were, qcow2 or raw]
+    /// Format of the new images [default: what the target is called, else raw; with --define as they were, qcow2 or raw]
     #[arg(long, value_enum)]
     pub format: Option<FormatArgument>,
     /// Only this disk (may be given several times)
@@ -174,7 +174,8 @@ pub fn run(context: &Context, arguments: &RestoreArguments) -> Result<Outcome, F
 fn disks(context: &Context, arguments: &RestoreArguments, backup: &dyn BackupReader) -> Result<Vec<RestoredDisk>, Failure> {
     let job = RestoreJob {
         to: arguments.to.clone().unwrap_or_default(),
-        format: Some(arguments.format.map_or(Format::Raw, Format::from)),
+        format: arguments.format.map(Format::from),
+        as_it_was: false,
         disks: arguments.disks.clone(),
         force: arguments.force,
         run_dir: context.run_dir(),

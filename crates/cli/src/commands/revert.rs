@@ -19,6 +19,7 @@ use keepmark_model::{DiskName, Failure, FailureClass};
 
 use crate::context::{self, Context};
 use crate::exit::Outcome;
+use crate::hypervisor::About;
 use crate::vm::VmArguments;
 use crate::{hypervisor, output, store, text};
 
@@ -86,7 +87,7 @@ pub fn run(context: &Context, arguments: &RevertArguments) -> Result<Outcome, Fa
         safety: (!arguments.no_safety_backup).then(|| safety(context)),
     };
     let report = if arguments.dry_run {
-        let mut vm = hypervisor::open(context, &arguments.vm)?;
+        let mut vm = hypervisor::open(context, &arguments.vm, Some(store.as_ref()))?;
         let found = preview(vm.as_mut(), store.as_ref(), &job, context::world(), &context.screen);
         vm.close()?;
         found?
@@ -115,7 +116,7 @@ fn safety(context: &Context) -> BackupJob {
 }
 
 fn go_back(context: &Context, arguments: &RevertArguments, store: &dyn Store, job: &RevertJob) -> Result<RevertReport, Failure> {
-    let mut vm = hypervisor::open_half_reverted(context, &arguments.vm)?;
+    let mut vm = hypervisor::open_as(context, &arguments.vm.vm, About { half_reverted: true, ..About::of(&arguments.vm, Some(store)) })?;
     let otherwise = check(vm.as_mut(), store, job)?;
     if vm.rest()? == Rest::Running && (arguments.shutdown || confirmed(&vm.facts()?.identity.name, &job.target)?) {
         otherwise.iter().for_each(|text| context.screen.note(text));

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::exit::Outcome;
-use crate::vm::VmPlace;
+use crate::hypervisor::About;
+use crate::vm::{IdentityArguments, ImageArguments, VmPlace};
 use crate::{calendar, hypervisor, output, store, table, text};
 
 const EXAMPLES: &str = "\
@@ -31,6 +32,9 @@ pub struct StatusArguments {
     /// Which VMs (else libvirt's, and all that the store has backups of)
     #[arg(value_name = "VM")]
     pub vms: Vec<VmPlace>,
+    /// What its images are.
+    #[command(flatten)]
+    pub images: ImageArguments,
 }
 
 /// How one VM is protected.
@@ -57,7 +61,12 @@ pub fn run(context: &Context, arguments: &StatusArguments) -> Result<Outcome, Fa
     let now = Timestamp::now();
     let request =
         Request { kind: WantedKind::Auto(Box::new(calendar::scheme(&context.config.scheme)?)), checkpoint: true, disks: DiskChoice::All };
-    let mut found: Vec<Protection> = places.iter().map(|place| look(context, &backups, place, &request, now)).collect();
+    let nobody = IdentityArguments { name: None, uuid: None };
+    let images = ImageArguments::default();
+    let about = About { identity: &nobody, images: &arguments.images, store: Some(store.as_ref()), half_reverted: false };
+    // What is said of images is not said of domains beside them.
+    let about_of = |place: &VmPlace| if matches!(place, VmPlace::Images(_)) { about } else { About { images: &images, ..about } };
+    let mut found: Vec<Protection> = places.iter().map(|place| look(context, about_of(place), &backups, place, &request, now)).collect();
     if arguments.vms.is_empty() {
         let looked_at: Vec<VmId> = found.iter().filter_map(|vm| vm.id.clone()).collect();
         found.extend(stored(&backups).filter(|vm| vm.id.as_ref().is_none_or(|id| !looked_at.contains(id))));
@@ -78,8 +87,8 @@ fn domains(context: &Context) -> Vec<VmPlace> {
     asked.inspect_err(|failure| context.screen.note(&in_one_line(failure))).unwrap_or_default().into_iter().map(VmPlace::Libvirt).collect()
 }
 
-fn look(context: &Context, backups: &[StoredBackup], place: &VmPlace, request: &Request, now: Timestamp) -> Protection {
-    match asked(context, place).and_then(|facts| planned(&facts, backups, request, now)) {
+fn look(context: &Context, about: About<'_>, backups: &[StoredBackup], place: &VmPlace, request: &Request, now: Timestamp) -> Protection {
+    match asked(context, about, place).and_then(|facts| planned(&facts, backups, request, now)) {
         Ok(protection) => protection,
         Err(failure) => {
             let why = in_one_line(&failure);
@@ -89,8 +98,8 @@ fn look(context: &Context, backups: &[StoredBackup], place: &VmPlace, request: &
     }
 }
 
-fn asked(context: &Context, place: &VmPlace) -> Result<VmFacts, Failure> {
-    let mut vm = hypervisor::open_place(context, place)?;
+fn asked(context: &Context, about: About<'_>, place: &VmPlace) -> Result<VmFacts, Failure> {
+    let mut vm = hypervisor::open_as(context, place, about)?;
     let facts = vm.facts();
     vm.close()?;
     facts

@@ -8,6 +8,7 @@ mod bad_peers;
 mod bad_stores;
 mod changed_disks;
 mod gate;
+mod headers;
 mod help;
 mod images;
 mod interruption;

@@ -114,7 +114,7 @@ fn what_does_not_fit_is_refused_before_anything_is_touched() {
     refused(&images.vm, &["--name", "web", "--disk", "vdz"], &["the backup has no disk vdz (it has: vda, vdb)"]);
     refused(&image_vm("vda", &images.disks[0].file), &["--name", "web"], &["the VM has no disk vdb", "--disk"]);
     image::grow(&images.disks[1].file, Format::Qcow2, 9 * MIB);
-    refused(&images.vm, &["--name", "web"], &["disk vdb has 9437184 bytes now and had 8388608", "qemu-img resize --shrink"]);
+    refused(&images.vm, &["--name", "web"], &["disk vdb has 9437184 bytes now and had 8388608", "keepmark restore"]);
     truth.assert_same("vda", &images.disks[0].file, Format::Qcow2);
     assert_eq!(images.lab.list().len(), 1);
     let other_store = images.lab.keepmark.exits(&["revert", &images.vm, "web@-7", "--name", "web"], 2);

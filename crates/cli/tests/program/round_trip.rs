@@ -126,10 +126,10 @@ fn one_disk_goes_onto_an_existing_file_only_with_force() {
 }
 
 /// A loop device over a file; dropping it detaches it.
-struct LoopDevice(String);
+pub struct LoopDevice(pub String);
 
 impl LoopDevice {
-    fn over(file: &std::path::Path) -> Self {
+    pub fn over(file: &std::path::Path) -> Self {
         Self(run(Command::new("losetup").args(["--find", "--show"]).arg(file)).trim().to_owned())
     }
 }

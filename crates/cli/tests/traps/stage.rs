@@ -145,6 +145,12 @@ impl Stage {
         self.off_with(disks, &["--name", "test-vm", "--uuid", UUID], &[], expect)
     }
 
+    /// The same with images that lie on others, of which the user says that it is so.
+    #[track_caller]
+    pub fn off_trusting(&self, disks: &[Disk], expect: Expect<'_>) -> Value {
+        self.off_with(disks, &["--name", "test-vm", "--uuid", UUID, "--trust-chain"], &[], expect)
+    }
+
     /// The same with another identity or more arguments of `backup`.
     #[track_caller]
     pub fn off_with(&self, disks: &[Disk], identity: &[&str], arguments: &[&str], expect: Expect<'_>) -> Value {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use keepmark_model::opening::ImageFormat;
 use keepmark_model::seam::Result;
 use keepmark_model::{Extent, Size};
 use keepmark_qemu::{ImageWriter, WriterHandle, image};
@@ -20,8 +21,8 @@ impl Qcow2Image {
     /// Starts an image that reads as zeros all over; sockets go under `run_dir`.
     pub fn create(place: &Path, size: Size, run_dir: &Path) -> Result<Self> {
         let partial = Partial::at(place)?;
-        image::create(partial.path(), "qcow2", size)?;
-        let writer = ImageWriter::open(partial.path(), "qcow2", run_dir)?;
+        image::create(partial.path(), ImageFormat::Qcow2, size)?;
+        let writer = ImageWriter::open(partial.path(), ImageFormat::Qcow2, run_dir)?;
         Ok(Self { writer: Mutex::new(writer), idle: Mutex::default(), partial })
     }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use keepmark_model::DiskName;
 use keepmark_model::manifest::{Manifest, ManifestDisk};
 use keepmark_model::names::child;
+use keepmark_model::opening::ImageFormat;
 use keepmark_model::seam::{BackupReader, Monitor, Piece, Result};
 use serde::Serialize;
 
@@ -45,8 +46,10 @@ impl Format {
 pub struct RestoreJob {
     /// A folder (made if it is not there), or with one disk a block device or an existing file.
     pub to: PathBuf,
-    /// Format of new images; without, qcow2 where the image that was backed up was qcow2, else raw.
+    /// Format of new images; without, what the target's name says, else as `as_it_was` says.
     pub format: Option<Format>,
+    /// Whether an image that was qcow2 becomes qcow2 again, rather than raw as every other.
+    pub as_it_was: bool,
     /// Which disks; empty means all.
     pub disks: Vec<DiskName>,
     /// Whether what is there may be overwritten.
@@ -57,8 +60,21 @@ pub struct RestoreJob {
 
 impl RestoreJob {
     fn format_of(&self, disk: &ManifestDisk) -> Format {
-        let as_it_was = if disk.format == Format::Qcow2.word() { Format::Qcow2 } else { Format::Raw };
-        self.format.unwrap_or(as_it_was)
+        let was_qcow2 = self.as_it_was && disk.format == Format::Qcow2.word();
+        self.format.unwrap_or(if was_qcow2 { Format::Qcow2 } else { Format::Raw })
+    }
+
+    /// The format of a target that has a name of its own; why there is none, in words.
+    fn format_by_name(&self, disk: &ManifestDisk) -> std::result::Result<Format, String> {
+        let Some(named) = ImageFormat::of_name(&self.to).filter(|_| !device::is_block_device(&self.to)) else {
+            return Ok(self.format_of(disk));
+        };
+        let wanted = self.format.map_or(named.word(), Format::word);
+        match [Format::Raw, Format::Qcow2].into_iter().find(|format| format.word() == named.word()) {
+            None => Err(format!("it is called {named}, and disks are restored as raw or qcow2 only")),
+            Some(format) if format.word() == wanted => Ok(format),
+            Some(_) => Err(format!("it is called {named}, and --format says {wanted}")),
+        }
     }
 
     fn place_of(&self, disk: &ManifestDisk) -> Result<PathBuf> {
@@ -96,7 +112,7 @@ pub struct RestoredDisk {
 pub fn restore(backup: &dyn BackupReader, job: &RestoreJob, monitor: &dyn Monitor) -> Result<Vec<RestoredDisk>> {
     let disks = wanted(backup.manifest(), &job.disks)?;
     let places = places(&disks, job)?;
-    disks.iter().zip(places).map(|(disk, place)| restore_disk(backup, disk, &place, job, monitor)).collect()
+    disks.iter().zip(places).map(|(disk, (place, format))| restore_disk(backup, disk, (&place, format), job, monitor)).collect()
 }
 
 fn wanted<'a>(manifest: &'a Manifest, names: &[DiskName]) -> Result<Vec<&'a ManifestDisk>> {
@@ -106,40 +122,41 @@ fn wanted<'a>(manifest: &'a Manifest, names: &[DiskName]) -> Result<Vec<&'a Mani
 }
 
 /// Where each disk goes; refuses before anything is written.
-fn places(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<PathBuf>> {
+fn places(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<(PathBuf, Format)>> {
     if job.to.exists() && !job.to.is_dir() {
         return single_place(disks, job);
     }
     std::fs::create_dir_all(&job.to).map_err(|source| Error::Io { doing: "create", path: job.to.clone(), source })?;
-    let places = disks.iter().map(|disk| job.place_of(disk)).collect::<Result<Vec<PathBuf>>>()?;
-    match places.iter().find(|place| place.symlink_metadata().is_ok()) {
-        Some(taken) if !job.force => Err(Error::TargetExists { path: taken.clone() }.into()),
+    let places = disks.iter().map(|disk| Ok((job.place_of(disk)?, job.format_of(disk)))).collect::<Result<Vec<(PathBuf, Format)>>>()?;
+    match places.iter().find(|(place, _)| place.symlink_metadata().is_ok()) {
+        Some((taken, _)) if !job.force => Err(Error::TargetExists { path: taken.clone() }.into()),
         _ => Ok(places),
     }
 }
 
-fn single_place(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<PathBuf>> {
-    let refuse = |why: &str| Err(Error::Target { path: job.to.clone(), why: why.to_owned() }.into());
-    if disks.len() != 1 {
-        return refuse("it is no folder, and the backup has several disks; choose one with --disk");
-    }
+fn single_place(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<(PathBuf, Format)>> {
+    let refused = |why: &str| Error::Target { path: job.to.clone(), why: why.to_owned() };
+    let [disk] = disks else {
+        return Err(refused("it is no folder, and the backup has several disks; choose one with --disk").into());
+    };
     if !job.force {
         return Err(Error::TargetExists { path: job.to.clone() }.into());
     }
     if device::is_block_device(&job.to) && job.format.is_some_and(|format| format != Format::Raw) {
-        return refuse("a block device takes the raw format only");
+        return Err(refused("a block device takes the raw format only").into());
     }
-    Ok(vec![job.to.clone()])
+    let format = job.format_by_name(disk).map_err(|why| refused(&why))?;
+    Ok(vec![(job.to.clone(), format)])
 }
 
 fn restore_disk(
     backup: &dyn BackupReader,
     disk: &ManifestDisk,
-    place: &Path,
+    (place, format): (&Path, Format),
     job: &RestoreJob,
     monitor: &dyn Monitor,
 ) -> Result<RestoredDisk> {
-    let target = open_target(place, disk, job)?;
+    let target = open_target(place, format, disk, job)?;
     let done = AtomicU64::new(0);
     let data = AtomicU64::new(0);
     monitor.progress(disk.name.as_str(), 0, disk.size.0);
@@ -166,11 +183,11 @@ fn write_piece(target: &dyn Target, piece: Piece<'_>, data: &AtomicU64) -> Resul
     }
 }
 
-fn open_target(place: &Path, disk: &ManifestDisk, job: &RestoreJob) -> Result<Box<dyn Target>> {
+fn open_target(place: &Path, format: Format, disk: &ManifestDisk, job: &RestoreJob) -> Result<Box<dyn Target>> {
     if device::is_block_device(place) {
         return Ok(Box::new(device::Device::open(place, disk.size)?));
     }
-    match job.format_of(disk) {
+    match format {
         Format::Raw => Ok(Box::new(file::RawFile::create(place, disk.size)?)),
         Format::Qcow2 => Ok(Box::new(image::Qcow2Image::create(place, disk.size, &job.run_dir)?)),
     }

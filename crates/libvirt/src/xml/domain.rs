@@ -2,6 +2,7 @@
 
 use roxmltree::{Document, Node};
 
+use super::image::{self, ChainXml, ImageXml};
 use crate::error::{Error, Result};
 
 const AGENT: &str = "org.qemu.guest_agent.0";
@@ -49,6 +50,10 @@ pub struct DiskXml {
     pub format: String,
     /// Where its image is.
     pub source: Source,
+    /// What else is said of its image.
+    pub image: ImageXml,
+    /// What is said to lie below it.
+    pub chain: ChainXml,
     /// Whether the guest may not write.
     pub read_only: bool,
     /// Whether other VMs may write to it too.
@@ -142,7 +147,7 @@ fn children<'a, 'input: 'a>(node: Node<'a, 'input>, name: &'static str) -> impl 
     node.children().filter(move |child| child.has_tag_name(name))
 }
 
-fn child<'a, 'input: 'a>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
+pub(super) fn child<'a, 'input: 'a>(node: Node<'a, 'input>, name: &'static str) -> Option<Node<'a, 'input>> {
     children(node, name).next()
 }
 
@@ -150,7 +155,7 @@ fn text_of(node: Node<'_, '_>, name: &'static str) -> Option<String> {
     child(node, name)?.text().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-fn attribute(node: Option<Node<'_, '_>>, name: &str) -> Option<String> {
+pub(super) fn attribute(node: Option<Node<'_, '_>>, name: &str) -> Option<String> {
     node?.attribute(name).map(str::to_owned)
 }
 
@@ -164,6 +169,8 @@ fn disk(node: Node<'_, '_>) -> Option<DiskXml> {
         device: node.attribute("device").unwrap_or("disk").to_owned(),
         format: attribute(driver, "type").unwrap_or_else(|| "raw".into()),
         source: source_of(node.attribute("type").unwrap_or("file"), source),
+        image: image::image(node),
+        chain: image::chain(node),
         read_only: child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),
         transient: child(node, "transient").is_some(),
@@ -177,7 +184,7 @@ fn disk(node: Node<'_, '_>) -> Option<DiskXml> {
     })
 }
 
-fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
+pub(super) fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
     let path = |name: &str| attribute(source, name).filter(|path| !path.is_empty());
     match kind {
         "file" => path("file").map_or(Source::Empty, Source::File),

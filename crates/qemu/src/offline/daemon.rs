@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::error::{Error, Result, text};
@@ -19,6 +20,8 @@ use crate::workspace::Workspace;
 const START_WAIT: Duration = Duration::from_secs(10);
 // Closing stores bitmaps and flushes what was written.
 const QUIT_WAIT: Duration = Duration::from_secs(300);
+// One that does not answer waits for a storage that may never answer either.
+const DEAF_WAIT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(2);
 
 static STARTED: AtomicU32 = AtomicU32::new(0);
@@ -28,8 +31,24 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct Daemon {
     pub(crate) qmp: Qmp,
     pub(crate) workspace: Workspace,
-    ended: Receiver<io::Result<Output>>,
+    running: Running,
     is_over: bool,
+}
+
+/// The process.
+#[derive(Debug)]
+struct Running {
+    pid: Option<Pid>,
+    ended: Receiver<io::Result<Output>>,
+}
+
+impl Running {
+    fn kill(&self) {
+        if let Some(pid) = self.pid {
+            // It may be over by now.
+            kill_process(pid, Signal::KILL).ok();
+        }
+    }
 }
 
 impl Daemon {
@@ -39,10 +58,10 @@ impl Daemon {
         let workspace = Workspace::create(run_dir, &run)?;
         let socket = workspace.path().join("qmp");
         let listener = listen(&socket)?;
-        let ended = spawn(command(&socket)?);
-        let stream = accept(&listener, &socket, &ended)?;
+        let running = spawn(command(&socket)?);
+        let stream = accept(&listener, &socket, &running.ended).inspect_err(|_| running.kill())?;
         let qmp = Qmp::over(stream, socket.display().to_string(), command_timeout)?;
-        Ok(Self { qmp, workspace, ended, is_over: false })
+        Ok(Self { qmp, workspace, running, is_over: false })
     }
 
     /// Closes all images, which stores their bitmaps, and waits for the end.
@@ -52,9 +71,13 @@ impl Daemon {
 
     fn end(&mut self) -> Result<()> {
         self.is_over = true;
-        self.qmp.run("quit", Value::Null)?;
-        let output = self.ended.recv_timeout(QUIT_WAIT);
-        ending(output.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
+        let asked = self.qmp.run("quit", Value::Null);
+        let wait = if asked.is_ok() { QUIT_WAIT } else { DEAF_WAIT };
+        let output = self.running.ended.recv_timeout(wait).unwrap_or_else(|_| {
+            self.running.kill();
+            Err(io::ErrorKind::TimedOut.into())
+        });
+        asked.and_then(|()| ending(output))
     }
 }
 
@@ -102,13 +125,15 @@ fn command(socket: &Path) -> Result<Command> {
 }
 
 // The signal comes when the *thread* that started the child ends, so one is kept for it: it waits.
-fn spawn(mut command: Command) -> Receiver<io::Result<Output>> {
-    let (sender, receiver) = mpsc::channel();
+fn spawn(mut command: Command) -> Running {
+    let (sender, ended) = mpsc::channel();
+    let (started, pid) = mpsc::channel();
     thread::spawn(move || {
-        let output = command.spawn().and_then(std::process::Child::wait_with_output);
-        drop(sender.send(output));
+        let child = command.spawn().inspect(|child| started.send(Pid::from_child(child)).unwrap_or_default());
+        drop(started);
+        drop(sender.send(child.and_then(std::process::Child::wait_with_output)));
     });
-    receiver
+    Running { pid: pid.recv().ok(), ended }
 }
 
 // QEMU ends well even if it could not store a bitmap; it only says so.

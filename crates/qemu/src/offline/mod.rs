@@ -1,16 +1,19 @@
 //! A powered-off VM: its images, opened by a qemu-storage-daemon of our own and spoken to as a running QEMU.
 
+pub(crate) mod complaint;
 pub(crate) mod daemon;
 mod guard;
-pub(crate) mod nodes;
-pub mod probe;
+mod nodes;
+mod said;
+mod still;
 mod writing;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keepmark_model::facts::{Power, VmFacts};
-use keepmark_model::manifest::Consistency;
+use keepmark_model::manifest::{Consistency, StoredBackup};
+use keepmark_model::opening::{Asked, Permit, Purpose, Storage, Words, permit};
 use keepmark_model::seam::{self, Definition, FrozenPoint, Hypervisor, Moment, PointRequest};
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
@@ -21,22 +24,27 @@ use crate::disks::reply::Node;
 use crate::disks::{Disk, naming};
 use crate::error::{Error, Result};
 use crate::live::{keep_checkpoint, merge, transact};
+use crate::opening::look;
 use crate::point::undo::Undo;
 use crate::point::{Guards, Point, export, target};
 use crate::temporary::Temporary;
 use crate::workspace::{VmLock, Workspace};
 use crate::{bitmaps, definition};
+use complaint::explain;
 use daemon::Daemon;
 use guard::Place;
-use probe::Chain;
+pub use said::Said;
+use still::{StillPoint, Stillness};
 
 /// Which images make up a powered-off VM.
 #[derive(Debug, Clone)]
 pub struct OfflineOptions {
     /// Images, each with the label that is its disk's name, or without: then its file's stem is.
     pub images: Vec<(Option<String>, PathBuf)>,
-    /// Images whose format their owner says. Others are probed, and a guest can write any header into a raw image.
-    pub formats: Vec<(PathBuf, String)>,
+    /// What is said of them, and by whom.
+    pub said: Said,
+    /// The VM's backups in the store that this is about, oldest first: they remember what its images are.
+    pub history: Vec<StoredBackup>,
     /// The VM's name; the first disk's without.
     pub name: Option<String>,
     /// The VM's UUID, if known: with it, backups taken while it ran are the same sequence.
@@ -55,7 +63,8 @@ impl OfflineOptions {
     pub fn new(images: Vec<(Option<String>, PathBuf)>, run_dir: impl Into<PathBuf>) -> Self {
         Self {
             images,
-            formats: Vec::new(),
+            said: Said::default(),
+            history: Vec::new(),
             name: None,
             uuid: None,
             run_dir: run_dir.into(),
@@ -82,11 +91,10 @@ pub struct Offline {
 #[derive(Debug)]
 struct Image {
     name: DiskName,
-    chain: Chain,
+    permit: Permit,
     // As its owner calls it.
     path: PathBuf,
-    // As its owner says it.
-    format: Option<String>,
+    words: Words,
     place: Place,
     // To which backup it is half reverted.
     half: Option<String>,
@@ -102,7 +110,11 @@ impl Image {
 #[derive(Debug)]
 struct Opened {
     daemon: Daemon,
-    is_writable: bool,
+    purpose: Purpose,
+    // Nodes that hold off writers.
+    holds: Vec<String>,
+    // Images from which they could not be held off.
+    unheld: Vec<PathBuf>,
 }
 
 impl Offline {
@@ -123,66 +135,71 @@ impl Offline {
             }
             let reachable = if half.is_some() { place.current() } else { &path };
             locks.push(VmLock::take(&options.run_dir, reachable)?);
-            let format = options.formats.iter().find(|(image, _)| *image == path).map(|(_, format)| format.clone());
-            let chain = probe::chain(reachable, format.as_deref())?;
             let name = name(label.as_deref(), &path, &images, &mut names)?;
-            images.push(Image { name, chain, path, format, place, half });
+            let words = options.said.of(images.len(), &name);
+            let permit = permitted(&name, &path, reachable, &words, &options.history)?;
+            images.push(Image { name, permit, path, words, place, half });
         }
+        options.said.check(images.iter().map(|image| &image.name))?;
         let identity = identify(&options, &images)?;
-        Ok(Self { images, identity, options, daemon: None, _locks: locks })
+        let mut vm = Self { images, identity, options, daemon: None, _locks: locks };
+        // Whether somebody has them in use is to be known now.
+        vm.daemon(Purpose::Read)?;
+        Ok(vm)
     }
 
-    // Opens what is not open yet, or opens it again for writing.
-    fn daemon(&mut self, writable: bool) -> Result<&mut Daemon> {
+    // Opens what is not open yet, or opens it again for more.
+    fn daemon(&mut self, purpose: Purpose) -> Result<&mut Daemon> {
         let mut opened = match self.daemon.take() {
             Some(opened) => opened,
-            None => Opened { daemon: Daemon::start(&self.options.run_dir, self.options.command_timeout)?, is_writable: !writable },
+            None => Opened::new(Daemon::start(&self.options.run_dir, self.options.command_timeout)?),
         };
         let is_new = !has_nodes(&mut opened.daemon)?;
-        if is_new || (writable && !opened.is_writable) {
+        if is_new || purpose > opened.purpose {
             if !is_new {
-                self.remove_nodes(&mut opened.daemon)?;
+                self.remove_nodes(&mut opened)?;
             }
-            self.add_nodes(&mut opened.daemon, writable)?;
-            opened.is_writable = writable;
+            self.add_nodes(&mut opened, purpose)?;
         }
         Ok(&mut self.daemon.insert(opened).daemon)
     }
 
-    fn add_nodes(&self, daemon: &mut Daemon, writable: bool) -> Result<()> {
+    fn add_nodes(&self, opened: &mut Opened, purpose: Purpose) -> Result<()> {
+        opened.purpose = purpose;
         for (number, image) in self.images.iter().enumerate() {
-            let active = std::path::Path::new(&image.chain.layers[0].filename);
-            for definition in nodes::definitions(number, &image.chain.layers, writable) {
-                daemon.qmp.run("blockdev-add", definition).map_err(|error| probe::explain(error, active))?;
+            for definition in nodes::definitions(number, &image.permit, purpose)? {
+                opened.daemon.qmp.run("blockdev-add", definition).map_err(|error| explain(error, image.reachable()))?;
+            }
+            if purpose != Purpose::Write {
+                opened.hold(number, &image.permit)?;
             }
         }
         Ok(())
     }
 
-    fn remove_nodes(&self, daemon: &mut Daemon) -> Result<()> {
-        for (number, image) in self.images.iter().enumerate() {
-            for layer in 0..image.chain.layers.len() {
-                daemon.qmp.run("blockdev-del", json!({ "node-name": nodes::node_name(number, layer) }))?;
-            }
+    fn remove_nodes(&self, opened: &mut Opened) -> Result<()> {
+        let layers = |(number, image): (usize, &Image)| (0..image.permit.layers().len()).map(move |layer| nodes::node_name(number, layer));
+        let layers: Vec<String> = self.images.iter().enumerate().flat_map(layers).collect();
+        opened.unheld.clear();
+        for node in opened.holds.drain(..).chain(layers) {
+            opened.daemon.qmp.run("blockdev-del", json!({ "node-name": node }))?;
         }
         Ok(())
     }
 
-    fn disks(&mut self, writable: bool) -> Result<(Vec<Disk>, Vec<Node>)> {
-        let nodes: Vec<Node> = self.daemon(writable)?.qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    fn disks(&mut self, purpose: Purpose) -> Result<(Vec<Disk>, Vec<Node>)> {
+        let nodes: Vec<Node> = self.daemon(purpose)?.qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
         let disk = |(number, image): (usize, &Image)| {
-            nodes::disk(number, &image.name, &image.chain.layers, &nodes).ok_or_else(|| Error::Image {
-                image: image.chain.layers[0].filename.clone().into(),
-                problem: "qemu-storage-daemon does not tell of it".into(),
-            })
+            nodes::disk(number, &image.name, &image.permit, &nodes)
+                .ok_or_else(|| Error::Image { image: image.path.clone(), problem: "qemu-storage-daemon does not tell of it".into() })
         };
         let disks = self.images.iter().enumerate().map(disk).collect::<Result<_>>()?;
         Ok((disks, nodes))
     }
 
     fn look(&mut self) -> Result<VmFacts> {
-        let (disks, _) = self.disks(false)?;
-        let version = self.daemon(false)?.qmp.version();
+        let (disks, _) = self.disks(Purpose::Read)?;
+        let version = self.daemon(Purpose::Read)?.qmp.version();
         Ok(VmFacts {
             identity: self.identity.clone(),
             power: Power::Off,
@@ -193,15 +210,17 @@ impl Offline {
         })
     }
 
-    fn point(&mut self, request: &PointRequest) -> Result<Point<'_>> {
-        let (disks, nodes) = self.disks(request.checkpoint.is_some())?;
+    fn point(&mut self, request: &PointRequest) -> Result<StillPoint<'_>> {
+        let (disks, nodes) = self.disks(if request.checkpoint.is_some() { Purpose::Mark } else { Purpose::Read })?;
         let targets = target::targets(&disks, &nodes, request)?;
         let names = Temporary::new(&request.run);
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
         let socket = workspace.path().join("nbd");
-        let qmp = &mut self.daemon(false)?.qmp;
+        let still = self.stillness(request)?;
+        let (notes, findings) = (self.notes(), self.unheld());
+        let qmp = &mut self.daemon(Purpose::Read)?.qmp;
         let (pause, consistency) = (Duration::ZERO, Consistency::Application);
-        let moment = Moment { pause, frozen: None, consistency, findings: Vec::new(), notes: Vec::new() };
+        let moment = Moment { pause, frozen: None, consistency, findings, notes };
         // From here on, dropping the point takes back whatever was done.
         let mut point = Point {
             qmp,
@@ -221,8 +240,48 @@ impl Offline {
         let manner = export::Manner { search: export::Search::Node, writable: false };
         point.openings = export::add_exports(point.qmp, &targets, &exported, &names, manner, &socket, &mut point.undo)?;
         keep_checkpoint(&mut point.undo, request);
-        Ok(point)
+        Ok(StillPoint { point, still })
     }
+
+    fn stillness(&self, request: &PointRequest) -> Result<Stillness> {
+        let is_wanted = |image: &&Image| request.disks.iter().any(|disk| disk.name == image.name);
+        Stillness::of(self.images.iter().filter(is_wanted).map(|image| (&image.name, &image.permit)))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let notes = |image: &Image| image.permit.notes().iter().map(|note| format!("disk {}: {note}", image.name)).collect::<Vec<_>>();
+        self.images.iter().flat_map(notes).collect()
+    }
+
+    // What is a file shows by its times that it was written; a device has none.
+    fn unheld(&self) -> Vec<String> {
+        let unheld = self.daemon.iter().flat_map(|opened| &opened.unheld);
+        unheld.map(|image| format!("nothing keeps {} from being written meanwhile: its VM must not be started", image.display())).collect()
+    }
+}
+
+impl Opened {
+    fn new(daemon: Daemon) -> Self {
+        Self { daemon, purpose: Purpose::Read, holds: Vec::new(), unheld: Vec::new() }
+    }
+
+    // QEMU itself lets a raw image be written while another process reads it.
+    fn hold(&mut self, number: usize, permit: &Permit) -> Result<()> {
+        for (image, name, node) in nodes::holds(number, permit) {
+            match self.daemon.qmp.run("blockdev-add", node).map_err(|error| explain(error, &image.path)) {
+                Ok(()) => self.holds.push(name),
+                // A QEMU that was built without this driver.
+                Err(Error::Refused { .. }) if image.storage == Storage::Device => self.unheld.push(image.path.clone()),
+                Err(Error::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn permitted(disk: &DiskName, named: &Path, at: &Path, words: &Words, history: &[StoredBackup]) -> Result<Permit> {
+    permit(&Asked { disk, named, at, words, history }, look)
 }
 
 fn has_nodes(daemon: &mut Daemon) -> Result<bool> {
@@ -265,16 +324,22 @@ impl Hypervisor for Offline {
     }
 
     fn remove_checkpoints(&mut self, names: &[CheckpointName]) -> seam::Result<()> {
-        let (disks, _) = self.disks(false)?;
+        let (disks, _) = self.disks(Purpose::Read)?;
         if !names.iter().any(|name| disks.iter().any(|disk| !disk.carriers(name).is_empty())) {
             return Ok(());
         }
-        let (_, nodes) = self.disks(true)?;
-        Ok(bitmaps::remove(&mut self.daemon(true)?.qmp, &nodes, names)?)
+        let (_, nodes) = self.disks(Purpose::Mark)?;
+        Ok(bitmaps::remove(&mut self.daemon(Purpose::Mark)?.qmp, &nodes, names)?)
     }
 
     fn definition(&mut self) -> seam::Result<Definition> {
-        let images = self.images.iter().map(|image| json!({ "disk": image.name, "chain": image.chain.reply })).collect();
+        let nodes: Vec<Value> = self.daemon(Purpose::Read)?.qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+        let image_of = |name: String| nodes.iter().find(|node| node["node-name"] == name.as_str()).map(|node| node["image"].clone());
+        let chain = |(number, image): (usize, &Image)| {
+            let layers = (0..image.permit.layers().len()).filter_map(|layer| image_of(nodes::node_name(number, layer)));
+            json!({ "disk": image.name, "chain": layers.collect::<Vec<_>>() })
+        };
+        let images = self.images.iter().enumerate().map(chain).collect();
         Ok(vec![definition::of_images(&Value::Array(images), &self.identity)].into())
     }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keepmark_model::DiskName;
+use keepmark_model::opening::Purpose;
 use keepmark_model::seam::{self, FrozenDisk};
 use keepmark_model::writing::{DiskChanges, Unfinished, WriteRequest, Writing};
 
-use super::{Offline, probe};
+use super::{Offline, permitted};
 use crate::changes::NbdChanges;
 use crate::disk::{Opening, open};
 use crate::error::Result;
@@ -38,7 +39,7 @@ impl Offline {
     }
 
     pub(super) fn write(&mut self, request: &WriteRequest) -> Result<OfflineWriting<'_>> {
-        let (disks, nodes) = self.disks(true)?;
+        let (disks, nodes) = self.disks(Purpose::Write)?;
         let wanted = request.point();
         let targets = target::targets(&disks, &nodes, &wanted)?;
         let names = Temporary::new(&request.run);
@@ -56,7 +57,7 @@ impl Offline {
             is_over: false,
             _workspace: workspace,
         };
-        let qmp = &mut writing.offline.daemon(true)?.qmp;
+        let qmp = &mut writing.offline.daemon(Purpose::Write)?.qmp;
         let undo = &mut writing.undo;
         transact(qmp, target::beginning(&targets, None, &names), &targets, None, &names, undo)?;
         merge(qmp, &targets, &names)?;
@@ -86,18 +87,19 @@ impl OfflineWriting<'_> {
     fn end(&mut self, is_whole: bool) -> Result<Vec<String>> {
         self.is_over = true;
         let mut said = Vec::new();
-        let undone = self.offline.daemon(true).and_then(|daemon| self.undo.run(&mut daemon.qmp));
+        let undone = self.offline.daemon(Purpose::Write).and_then(|daemon| self.undo.run(&mut daemon.qmp));
         let closed = undone.and_then(|()| self.offline.daemon.take().map_or(Ok(()), |opened| opened.daemon.quit()));
         // All was flushed before: what can be lost now are bitmaps.
         said.extend(closed.err().map(|error| format!("the images did not close well, so their bitmaps may be lost: {error}")));
         self.offline.daemon = None;
+        let history = &self.offline.options.history;
         for image in self.offline.images.iter_mut().filter(|image| image.half.is_some()) {
             if is_whole {
                 image.place.unguard()?;
                 image.half = None;
             }
             // It has another name now; not to be found under it would be seen when it is looked at next.
-            image.chain = probe::chain(image.reachable(), image.format.as_deref())?;
+            image.permit = permitted(&image.name, &image.path, image.reachable(), &image.words, history)?;
         }
         Ok(said)
     }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::target::Target;
 use crate::error::{Error, Result, file};
-use crate::program::check;
+use crate::program::{CREATE_WAIT, check, end};
 use crate::qmp::Peer;
 use crate::temporary::Temporary;
 use crate::workspace::give;
@@ -20,8 +20,8 @@ use crate::workspace::give;
 /// When an image cannot be made.
 pub fn make(targets: &[Target], names: &Temporary, folder: &Path, peer: &Peer) -> Result<()> {
     let running: Vec<_> = targets.iter().map(|target| start(target, &path(target, names, folder))).collect();
-    let outputs: Vec<_> = running.into_iter().map(|child| child.map(Child::wait_with_output)).collect();
-    outputs.into_iter().try_for_each(|output| check("qemu-img create", output?).map(drop))?;
+    let outputs: Vec<_> = running.into_iter().map(|child| end("qemu-img create", child?, CREATE_WAIT)).collect();
+    outputs.into_iter().try_for_each(|output| check("qemu-img create", Ok(output?)).map(drop))?;
     targets.iter().try_for_each(|target| give(&path(target, names, folder), peer))
 }
 

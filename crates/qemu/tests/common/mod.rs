@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use keepmark_model::seam::{Freeze, FrozenDisk, FrozenPoint, Hypervisor, PointDisk, PointRequest};
 use keepmark_model::{CheckpointName, DiskName, Extent, Extents, Size};
-use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions};
+use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions, Said};
 use keepmark_testkit::image::{self, Format};
 use keepmark_testkit::{Qemu, tmp};
 use tempfile::TempDir;
@@ -45,6 +45,12 @@ impl Place {
     pub fn offline(&self, images: &[&Path]) -> Offline {
         let images = images.iter().map(|path| (None, path.to_path_buf())).collect();
         Offline::open(OfflineOptions::new(images, self.path("run"))).unwrap()
+    }
+
+    /// An image whose chain its owner believes.
+    pub fn offline_chain(&self, image: &Path) -> Offline {
+        let said = Said::Operator { formats: Vec::new(), trust_chain: true };
+        Offline::open(OfflineOptions { said, ..OfflineOptions::new(vec![(None, image.to_owned())], self.path("run")) }).unwrap()
     }
 
     /// Names of what is left in the folders that keepmark uses.
