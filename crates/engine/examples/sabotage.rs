@@ -15,7 +15,7 @@ use keepmark_testkit::sim::{BREAKS, Break};
 const SEEDS_MAX: u64 = 10_000;
 
 /// Rules of the derivation and of the engine, in words.
-const RULES: [(Rule, &str); 19] = [
+const RULES: [(Rule, &str); 20] = [
     (Rule::Inconsistent, "trust an inconsistent bitmap"),
     (Rule::Disabled, "trust a disabled bitmap"),
     (Rule::Busy, "treat a busy bitmap as fine"),
@@ -35,6 +35,7 @@ const RULES: [(Rule, &str); 19] = [
     (Rule::AnchorStays, "remove the last full's checkpoint"),
     (Rule::MomentOrder, "filters first, new bitmaps after them"),
     (Rule::StoreTag, "remove what a copied manifest names"),
+    (Rule::OwnImages, "remove a template's checkpoints for its clone"),
 ];
 
 fn main() -> ExitCode {

@@ -192,7 +192,8 @@ pub fn bases(sequence: &[StoredBackup]) -> Vec<&StoredBackup> {
 /// Those that are on backing images alone may be other VMs', of whose disks they are the templates.
 #[must_use]
 pub fn present_checkpoints(facts: &VmFacts) -> Vec<(CheckpointName, bool)> {
-    let bitmaps = facts.disks.iter().flat_map(DiskFacts::own_bitmaps);
+    let below = facts.disks.iter().filter(|_| broken(Rule::OwnImages)).flat_map(DiskFacts::bitmaps);
+    let bitmaps = facts.disks.iter().flat_map(DiskFacts::own_bitmaps).chain(below);
     let mut found = std::collections::BTreeMap::new();
     for bitmap in bitmaps {
         if let Ok(name) = CheckpointName::parse(&bitmap.name) {

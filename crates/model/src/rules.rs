@@ -42,6 +42,8 @@ pub enum Rule {
     MomentOrder,
     /// A checkpoint that a manifest names is its own store's, wherever the manifest is.
     StoreTag,
+    /// What is on backing images alone is not this VM's.
+    OwnImages,
 }
 
 /// Whether a rule is broken on purpose: never, in a shipped build.

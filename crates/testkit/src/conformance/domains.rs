@@ -227,6 +227,7 @@ impl Bench for Domains {
             | Change::DisableBitmap(_)
             | Change::EnableBitmap(_)
             | Change::ClearBitmap(_)
+            | Change::MergeBitmap(..)
             | Change::HoldBitmap(_)
             | Change::LetGo => return self.meddle(at, change),
         }

@@ -29,7 +29,7 @@ pub(super) fn size_of(qmp: &mut Qmp, node: &str) -> u64 {
 }
 
 /// Lets one of the changes of bitmaps happen on a node, whose image keeps bitmaps or does not.
-#[expect(clippy::wildcard_enum_match_arm, reason = "only seven changes are of bitmaps")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "only eight changes are of bitmaps")]
 pub(super) fn meddle(qmp: &mut Qmp, node: &str, persistent: bool, change: Change) -> Result<(), Unable> {
     let bitmap = |label: &str| json!({ "node": node, "name": bitmap_name(label) });
     match change {
@@ -41,6 +41,10 @@ pub(super) fn meddle(qmp: &mut Qmp, node: &str, persistent: bool, change: Change
         Change::DisableBitmap(label) => try_qmp(qmp, "block-dirty-bitmap-disable", bitmap(label)),
         Change::EnableBitmap(label) => try_qmp(qmp, "block-dirty-bitmap-enable", bitmap(label)),
         Change::ClearBitmap(label) => try_qmp(qmp, "block-dirty-bitmap-clear", bitmap(label)),
+        Change::MergeBitmap(label, other) => {
+            let merge = json!({ "node": node, "target": bitmap_name(label), "bitmaps": [bitmap_name(other)] });
+            try_qmp(qmp, "block-dirty-bitmap-merge", merge)
+        }
         Change::HoldBitmap(label) => hold(qmp, node, label),
         Change::LetGo => let_go(qmp),
         other => crate::fail(format_args!("{other:?} is none of bitmaps")),

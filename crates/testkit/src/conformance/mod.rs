@@ -143,6 +143,8 @@ pub enum Change {
     EnableBitmap(&'static str),
     /// Somebody empties one.
     ClearBitmap(&'static str),
+    /// Somebody merges the second one into the first.
+    MergeBitmap(&'static str, &'static str),
     /// Another job holds one.
     HoldBitmap(&'static str),
     /// That job is given up.

@@ -9,7 +9,7 @@ use keepmark_model::seam::Hypervisor;
 use super::{Bench, Change, DiskSpec, Meets, Process, Unable, bitmap_name, only_while_running};
 use crate::OrFail;
 use crate::sim::hypervisor::SimVm;
-use crate::sim::image::{ATOM, Bitmap, Format, Layer, SimDisk};
+use crate::sim::image::{ATOM, Bitmap, Format, Layer, SimDisk, round};
 use crate::sim::machine::{FIRST_IMAGE, Machine};
 use crate::sim::store::encode;
 use crate::sim::world::{Shared, World, lock};
@@ -165,6 +165,7 @@ fn in_machine(machine: &mut Machine, disk: &str, change: Change, path: u32) -> b
         Change::ManagedSnapshot(cluster) => return free && disk.snapshot(path, place(cluster), true),
         Change::Commit => return free && disk.commit(false),
         Change::Stream => return free && disk.stream(),
+        Change::Mirror if !free => return false,
         Change::Mirror | Change::Convert(false) => disk.rewrite(path, Format::Qcow2, disk.layers[0].cluster, false),
         Change::Convert(true) => disk.rewrite(path, Format::Qcow2, disk.layers[0].cluster, true),
         Change::Amend => disk.layers[0].bitmaps.clear(),
@@ -173,6 +174,11 @@ fn in_machine(machine: &mut Machine, disk: &str, change: Change, path: u32) -> b
         Change::AddBitmap(label) => {
             let persistent = disk.layers[0].format == Format::Qcow2;
             disk.layers[0].bitmaps.push(Bitmap::new(&bitmap_name(label), persistent, disk.granularity));
+        }
+        Change::MergeBitmap(label, other) => {
+            let bits = disk.layers[0].bitmap(&bitmap_name(other)).or_fail("no such bitmap").bits;
+            let into = disk.layers[0].bitmaps.iter_mut().find(|bitmap| bitmap.name == bitmap_name(label)).or_fail("no such bitmap");
+            into.bits |= round(bits, into.granularity);
         }
         Change::LetGo => disk.layers[0].bitmaps.iter_mut().for_each(Bitmap::let_go),
         Change::RemoveBitmap(label)

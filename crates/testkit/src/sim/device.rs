@@ -32,11 +32,13 @@ impl SimDisk {
         self.device.mirror.iter_mut().filter(|mirror| mirror.stale.is_none()).for_each(|mirror| mirror.stale = Some(values.clone()));
     }
 
-    /// Somebody begins a mirror. Below a filter of keepmark's it sees all that is written.
+    /// Somebody begins a mirror. QEMU mirrors only what nothing is above.
     pub fn begin_mirror(&mut self, path: u32) -> bool {
-        let is_new = self.device.mirror.is_none();
-        self.device.mirror.get_or_insert(Mirror { path, stale: None });
-        is_new
+        let is_possible = self.device == Device::default();
+        if is_possible {
+            self.device.mirror = Some(Mirror { path, stale: None });
+        }
+        is_possible
     }
 
     /// The mirror ends, and the device uses its file from now on. Says what is wrong with what the guest reads there.

@@ -50,7 +50,9 @@ impl SimVm {
     fn prepare(&self, request: &PointRequest) -> Result<()> {
         let mut world = self.effect()?;
         world.machines[self.machine].leftovers.nodes = true;
-        let since = request.disks.iter().filter_map(|disk| Some((disk.name.clone(), disk.since.clone()?))).collect();
+        let since: Vec<(DiskName, CheckpointName)> =
+            request.disks.iter().filter_map(|disk| Some((disk.name.clone(), disk.since.clone()?))).collect();
+        world.note_contradictions(self.machine, &since);
         world.run.iter_mut().for_each(|run| run.since = Clone::clone(&since));
         Ok(())
     }
@@ -137,7 +139,7 @@ impl SimVm {
             }
             disk.filter();
             noted.push(Noted { disk: disk.name.clone(), image: disk.layers[0].path });
-            frozen.push(FrozenCopy { name: disk.name.clone(), cells: disk.content(), dirty: None, missed: 0 });
+            frozen.push(FrozenCopy { name: disk.name.clone(), cells: disk.content(), dirty: None, missed: 0, contradicted: false });
         }
         let stood_still = self.stood_still(was)?;
         self.resume()?;
@@ -187,9 +189,10 @@ impl SimVm {
             let disk = machine.disks.iter().find(|disk| disk.name == wanted.name).ok_or_else(|| failed("there is no such disk"))?;
             let Some(since) = &wanted.since else { continue };
             let (dirty, missed) = delta(disk, since, top_only, blind)?;
+            let contradicted = disk.layers.iter().filter_map(|layer| layer.bitmap(since.as_str())).any(|bitmap| bitmap.contradicted);
             match frozen.iter_mut().find(|copy| copy.name == wanted.name) {
-                Some(copy) => (copy.dirty, copy.missed) = (Some(dirty), missed),
-                None => frozen.push(FrozenCopy { name: wanted.name.clone(), cells: Vec::new(), dirty: Some(dirty), missed }),
+                Some(copy) => (copy.dirty, copy.missed, copy.contradicted) = (Some(dirty), missed, contradicted),
+                None => frozen.push(FrozenCopy { name: wanted.name.clone(), cells: Vec::new(), dirty: Some(dirty), missed, contradicted }),
             }
         }
         Ok(())
@@ -255,7 +258,7 @@ impl Machine {
         let disk = self.attached().find(|disk| disk.name == wanted.name).ok_or_else(|| failed("there is no such disk"))?;
         let delta = wanted.since.as_ref().map(|since| delta(disk, since, false, false)).transpose()?;
         let (dirty, missed) = (delta.map(|(dirty, _)| dirty), delta.map_or(0, |(_, missed)| missed));
-        Ok(FrozenCopy { name: disk.name.clone(), cells: disk.content(), dirty, missed })
+        Ok(FrozenCopy { name: disk.name.clone(), cells: disk.content(), dirty, missed, contradicted: false })
     }
 
     fn start_checkpoint(&mut self, request: &PointRequest, checkpoint: &CheckpointName) -> Result<()> {
@@ -293,6 +296,16 @@ impl World {
             self.wrong(|| "another program's exports are gone".to_owned());
         }
         self.machines[machine].thaw();
+    }
+
+    /// A run that begins anew, and asks no more for what changed since a checkpoint, has seen that its bitmap lied.
+    fn note_contradictions(&mut self, machine: usize, since: &[(DiskName, CheckpointName)]) {
+        let Some(run) = self.run.as_ref().filter(|run| !run.disturbed) else { return };
+        for (name, checkpoint) in run.since.iter().filter(|before| !since.contains(before)) {
+            let disks = self.machines[machine].disks.iter_mut().filter(|disk| disk.name == *name);
+            let bitmaps = disks.flat_map(|disk| &mut disk.layers).flat_map(|layer| &mut layer.bitmaps);
+            bitmaps.filter(|bitmap| bitmap.name == checkpoint.as_str()).for_each(|bitmap| bitmap.contradicted = true);
+        }
     }
 
     fn thaw_guest(&mut self, machine: usize) {

@@ -72,6 +72,8 @@ pub struct Bitmap {
     pub held: Mask,
     /// The truth beside it: what changed since it began and was kept from it by somebody who is not QEMU's writer.
     pub missed: Mask,
+    /// Whether an audit has contradicted it.
+    pub contradicted: bool,
 }
 
 impl Bitmap {
@@ -90,6 +92,7 @@ impl Bitmap {
             bits: 0,
             held: 0,
             missed: 0,
+            contradicted: false,
         }
     }
 

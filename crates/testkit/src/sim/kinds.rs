@@ -119,7 +119,7 @@ events! {
     /// User.
     Pivot = 0, "the mirror ends, and the disk is in its file";
     /// User.
-    SnapshotMeanwhile = 0, "an external snapshot is taken through the device";
+    SnapshotMeanwhile = 0, "an external snapshot is taken, through the device or below the filter";
     /// User.
     Unplug = 0, "the disk is unplugged";
     /// User.

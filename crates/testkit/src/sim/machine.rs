@@ -41,6 +41,8 @@ pub struct FrozenCopy {
     pub dirty: Option<Mask>,
     /// What changed silently since then: only the audit can find it.
     pub missed: Mask,
+    /// Whether an audit has contradicted those bitmaps before.
+    pub contradicted: bool,
 }
 
 impl FrozenCopy {

@@ -1,5 +1,7 @@
 //! What others do at any instant: people, managers, backup programs, another keepmark, a clock, somebody who copies a store.
 
+use std::sync::Arc;
+
 use keepmark_model::StoreId;
 use keepmark_model::facts::Power;
 
@@ -43,6 +45,7 @@ pub const BESIDE: &[EventKind] = &[
     EventKind::Remake,
     EventKind::CopyStore,
     EventKind::TwinStore,
+    EventKind::LinkedClone,
 ];
 
 /// What others do at instants of a run.
@@ -174,7 +177,12 @@ impl World {
                 true
             }
             EventKind::SnapshotMeanwhile if live && is_fixing && disk.device.mirror.is_none() => {
-                disk.snapshot(path, cluster, event.b & 4 != 0)
+                let is_done = disk.snapshot(path, cluster, event.b & 4 != 0);
+                // Below the filter, the moment cannot be read any more (QEMU 10.0.2).
+                if is_done && event.b & 8 != 0 {
+                    machine.frozen = Some(Arc::default());
+                }
+                is_done
             }
             EventKind::Unplug if live && attached > 1 && disk.device.mirror.is_none() => unplug(disk),
             EventKind::PlugOther if !disk.attached && (is_fixing || free) => {

@@ -10,7 +10,7 @@ use keepmark_model::facts::Power;
 use keepmark_model::manifest::{Kind, Manifest, ManifestDisk, StoredBackup};
 use keepmark_model::plan::{Request, WantedKind};
 use keepmark_model::seam::{Hypervisor, Result, Store};
-use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId};
+use keepmark_model::{CheckpointName, ChunkSize, DiskName, StoreId, VmIdentity};
 
 use super::history::{Order, Step};
 use super::hypervisor::SimVm;
@@ -255,7 +255,8 @@ impl Before {
         if machine.bitmaps().any(|bitmap| bitmap.busy) {
             return None;
         }
-        let needed: Vec<&str> = machine.attached().flat_map(|disk| store.needed_checkpoints(&disk.name)).collect();
+        let vm = VmIdentity { name: machine.name.to_owned(), uuid: None }.id();
+        let needed: Vec<&str> = machine.attached().flat_map(|disk| store.needed_checkpoints(&vm, &disk.name)).collect();
         let mut active = machine.attached().flat_map(|disk| &disk.layers[0].bitmaps);
         let surplus = active.find(|bitmap| is_for(&bitmap.name, &store.id) && !needed.contains(&bitmap.name.as_str()))?;
         Some(format!("checkpoint {} is needed by nothing and still there", surplus.name))

@@ -198,8 +198,6 @@ pub struct World {
     pub set_back: bool,
     /// Whether there are two stores of one id.
     pub twins: bool,
-    /// Checkpoints that an audit has contradicted, by disk.
-    pub disbelieved: Vec<(DiskName, CheckpointName)>,
     /// Which rule is broken on purpose.
     pub broken: Option<Break>,
     /// What happened.
@@ -221,7 +219,6 @@ impl World {
             clock: 0,
             set_back: false,
             twins: false,
-            disbelieved: Vec::new(),
             broken,
             stats: Stats::default(),
             violation: None,

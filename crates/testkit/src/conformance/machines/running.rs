@@ -44,6 +44,7 @@ impl Stage {
             | Change::DisableBitmap(_)
             | Change::EnableBitmap(_)
             | Change::ClearBitmap(_)
+            | Change::MergeBitmap(..)
             | Change::HoldBitmap(_)
             | Change::LetGo => meddle(&mut qemu.control, &node, persistent, change),
             Change::Convert(_) | Change::Amend | Change::CopyFile | Change::PutBack => Err(Unable::NotHere("done to files")),

@@ -7,6 +7,7 @@ mod bitmaps;
 mod chain;
 mod files;
 pub mod libvirt;
+mod others;
 mod point;
 mod shape;
 
@@ -15,7 +16,7 @@ use super::{Play, Played};
 /// A scenario.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
-    /// What it is about: `bitmaps`, `point`, `shape`, `chain` or `files`.
+    /// What it is about: `bitmaps`, `point`, `shape`, `chain`, `files` or `others`.
     pub about: &'static str,
     /// What it shows, as a test is called.
     pub name: &'static str,
@@ -86,4 +87,9 @@ scenarios! {
         amend_drops_bitmaps,
         a_copy_of_an_open_image_has_worthless_bitmaps,
         a_copy_of_a_closed_image_is_as_it_was;
+    others:
+        a_bitmap_that_somebody_merged_into_ours_adds_to_it,
+        a_bitmap_that_was_made_anew_has_forgotten,
+        a_mirror_that_ended_after_the_look_is_refused_at_the_moment,
+        mirror_and_commit_are_refused_during_a_moment;
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use keepmark_model::manifest::{Kind, ManifestDisk, StoredBackup};
-use keepmark_model::{BackupId, ChunkSize, DiskName, Extent, Extents, StoreId};
+use keepmark_model::{BackupId, ChunkSize, DiskName, Extent, Extents, StoreId, VmId};
 
 use crate::sim::image::{ATOM, Mask, mask};
 
@@ -230,16 +230,20 @@ impl StoreState {
         (None, compared)
     }
 
-    /// The checkpoints of a disk that are to stay, as text: the newest, and the newest of those with which all of it was read.
-    pub fn needed_checkpoints(&self, disk: &DiskName) -> impl Iterator<Item = &str> {
+    /// The checkpoints of a VM's disk that are to stay, as text: the newest, and the newest of those with which all of it was read.
+    pub fn needed_checkpoints(&self, vm: &VmId, disk: &DiskName) -> impl Iterator<Item = &str> {
         let read_whole = |then: &ManifestDisk| matches!(then.kind, Kind::Full | Kind::Resync);
-        self.newest_checkpoint(disk, &|_| true).into_iter().chain(self.newest_checkpoint(disk, &read_whole))
+        self.newest_checkpoint(vm, disk, &|_| true).into_iter().chain(self.newest_checkpoint(vm, disk, &read_whole))
     }
 
-    fn newest_checkpoint(&self, disk: &DiskName, counts: &dyn Fn(&ManifestDisk) -> bool) -> Option<&str> {
+    fn newest_checkpoint(&self, vm: &VmId, disk: &DiskName, counts: &dyn Fn(&ManifestDisk) -> bool) -> Option<&str> {
         let of_disk = |published: &&Published| published.backup.manifest.disk(disk).is_some_and(|then| then.checkpointed && counts(then));
-        let newest =
-            self.backups.iter().filter(of_disk).max_by_key(|published| (published.backup.manifest.time, published.backup.id.clone()));
+        let newest = self
+            .backups
+            .iter()
+            .filter(|published| published.backup.manifest.vm_id() == *vm)
+            .filter(of_disk)
+            .max_by_key(|published| (published.backup.manifest.time, published.backup.id.clone()));
         newest.and_then(|published| published.backup.manifest.checkpoint.as_ref()).map(|name| name.as_str())
     }
 }

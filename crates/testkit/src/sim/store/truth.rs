@@ -1,7 +1,6 @@
 //! What happens in the world when a backup is published: it is compared with the truth of its moment.
 
 use keepmark_model::CheckpointName;
-use keepmark_model::seam::DiskContent;
 
 use super::state::{Inherited, Published};
 use crate::sim::image::{Mask, mask};
@@ -18,14 +17,6 @@ impl World {
         layers.for_each(|layer| layer.bitmaps.retain(|bitmap| !is_base(&bitmap.name)));
     }
 
-    /// Everything is looked at although what changed since a checkpoint was asked for: an audit has contradicted its bitmap.
-    pub(super) fn note_disbelief(&mut self, content: &DiskContent) {
-        if content.base.is_none() && content.compare.is_some() {
-            let since = self.run.iter().flat_map(|run| &run.since).filter(|(name, _)| *name == content.name);
-            self.disbelieved.extend(since.cloned());
-        }
-    }
-
     /// The backup exists from now on; the truth of its moment goes beside it.
     pub(super) fn publish(&mut self, place: usize, mut published: Published) {
         let Some(run) = &self.run else { return };
@@ -39,6 +30,9 @@ impl World {
                 continue;
             };
             disk.truth = copy.cells.iter().map(|(value, _)| *value).collect();
+            if copy.contradicted && published.backup.manifest.disk(&disk.name).is_some_and(|disk| disk.base.is_some()) {
+                wrong = Some(format!("disk {}: an audit has contradicted its bitmap, and it is believed again", disk.name));
+            }
             let differing = if disk.truth.len() == disk.atoms { state.differing(disk) } else { Mask::MAX };
             let undetectable = disk.inherited.as_ref().map_or(0, |base| undetectable(copy, disk.unit, base, run.unaudited));
             // What is not durable yet is judged by the sync that follows, or by the power cut that comes first.

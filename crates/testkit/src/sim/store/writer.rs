@@ -21,7 +21,6 @@ impl BackupWriter for Writer<'_> {
         let (chunks, inherited) = {
             let mut world = lock(&self.store.world);
             world.effect()?;
-            world.note_disbelief(content);
             let base = base(&world.stores[self.store.place], content)?;
             let base = base.as_ref();
             let held = |base: &StoredDisk| base.chunks.iter().map(Option::is_some).collect();
