@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, prune, restore, revert, scheme, show,
-    status, verify, watchdog,
+    adopt_copy, backup, checkpoint, completion, consolidate, delete, doctor, forget, init, list, man, pin, plan, prune, restore, revert,
+    scheme, show, status, verify, watchdog,
 };
 
 const EXAMPLES: &str = "\
@@ -68,6 +68,8 @@ pub struct Global {
 pub enum Command {
     /// Make a new store
     Init(init::InitArguments),
+    /// Make the copy of a store a store of its own
+    AdoptCopy(adopt_copy::AdoptCopyArguments),
     /// Back a VM up: incrementally where that is provably complete
     Backup(backup::BackupArguments),
     /// Say what a backup would do, disk by disk, and why; changes nothing

@@ -101,7 +101,10 @@ pub fn create(context: &Context, place: &Place) -> Result<StoreId, Failure> {
 /// # Errors
 /// When it is not there, or the password is another one.
 pub fn open(context: &Context) -> Result<Box<dyn Store>, Failure> {
-    open_for_writing(context, false)
+    match place(context, None)? {
+        Place::Images(path) => Ok(Box::new(ImageStore::open(&path, image_options(context, false))?)),
+        Place::Repository(path) => Ok(Box::new(open_repository(context, path)?)),
+    }
 }
 
 /// The store that is named, if one is and it can be opened, for what it remembers of powered-off images.
@@ -111,14 +114,45 @@ pub fn remembering(context: &Context, vm: &VmPlace) -> Option<Box<dyn Store>> {
     opened.inspect_err(|failure| context.screen.note(&in_one_line(failure))).ok()
 }
 
-/// As [`open`]; `compress` says whether new images have compressed clusters. A repository's chunks always are.
+/// As [`open`], for backups: a copy of a store is told. `compress` says whether new images have compressed clusters. A repository's
+/// chunks always are.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_for_writing(context: &Context, compress: bool) -> Result<Box<dyn Store>, Failure> {
     match place(context, None)? {
-        Place::Images(path) => Ok(Box::new(ImageStore::open(&path, image_options(context, compress))?)),
-        Place::Repository(path) => Ok(Box::new(open_repository(context, path)?)),
+        Place::Images(path) => {
+            let store = ImageStore::open(&path, image_options(context, compress))?;
+            tell_of_copy(context, &path, store.is_copied());
+            Ok(Box::new(store))
+        }
+        Place::Repository(path) => {
+            let repository = open_repository(context, path.clone())?;
+            tell_of_copy(context, &path, repository.is_copied());
+            Ok(Box::new(repository))
+        }
+    }
+}
+
+/// Two stores of one id take each other's checkpoints for their own: each backup into one costs the other a resync.
+fn tell_of_copy(context: &Context, path: &Path, is_copied: bool) {
+    if is_copied {
+        context.screen.finding(&format!(
+            "the store at {} is a copy of one that was used elsewhere, or was moved by copying; backups into both disturb each other: \
+             keepmark adopt-copy makes it a store of its own",
+            path.display()
+        ));
+    }
+}
+
+/// Gives the copy of a store an id of its own.
+///
+/// # Errors
+/// When it is no copy, or cannot be written.
+pub fn adopt(context: &Context, place: &Place) -> Result<StoreId, Failure> {
+    match place {
+        Place::Images(path) => Ok(ImageStore::open(path, image_options(context, false))?.adopt()?),
+        Place::Repository(path) => Ok(Repository::open(path, &password(context, Purpose::Open)?, options(context))?.adopt()?),
     }
 }
 

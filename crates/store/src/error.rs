@@ -56,6 +56,12 @@ pub enum Error {
         /// Where the repository is.
         location: String,
     },
+    /// A copy was to become a store of its own, and is none.
+    #[error("the store at {location} is no copy: it lies where it was used before")]
+    NoCopy {
+        /// Where the store is.
+        location: String,
+    },
     /// Someone else holds the repository.
     #[error("the repository is locked by process {pid} on {hostname} since {since}")]
     Locked {
@@ -217,7 +223,7 @@ impl Error {
             Self::WrongPassword { .. } => FailureClass::WrongPassword,
             Self::Interrupted => FailureClass::Interrupted,
             Self::Locked { .. } | Self::LockUnreadable { .. } | Self::InUse { .. } => FailureClass::Locked,
-            Self::NoSuchBackup { .. } | Self::NoSuchPart { .. } | Self::Pinned { .. } => FailureClass::Usage,
+            Self::NoSuchBackup { .. } | Self::NoSuchPart { .. } | Self::Pinned { .. } | Self::NoCopy { .. } => FailureClass::Usage,
             Self::Sink(failure) => failure.class(),
             Self::NotEmpty { .. }
             | Self::Unusable { .. }
@@ -254,6 +260,7 @@ impl Error {
             }
             Self::LeaseLost => Some("run it again: what was stored is not stored twice".to_owned()),
             Self::NotEmpty { .. }
+            | Self::NoCopy { .. }
             | Self::Interrupted
             | Self::WrongPassword { .. }
             | Self::Unusable { .. }

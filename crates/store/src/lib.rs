@@ -7,6 +7,7 @@
 
 mod error;
 mod folders;
+pub mod identity;
 pub mod images;
 mod manifest;
 pub mod repository;

@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub mod adopt_copy;
 pub mod backup;
 pub mod checkpoint;
 pub mod completion;
@@ -35,6 +36,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let context = || Context::new(arguments.global);
     match arguments.command {
         Command::Init(arguments) => init::run(&context()?, &arguments),
+        Command::AdoptCopy(arguments) => adopt_copy::run(&context()?, &arguments),
         Command::Backup(arguments) => backup::run(&context()?, &arguments),
         Command::Plan(arguments) => plan::run(&context()?, &arguments),
         Command::List(arguments) => list::run(&context()?, &arguments),

@@ -76,6 +76,7 @@ impl Chain {
 
     fn strike(&self, arguments: &[&str], cut: Option<Cut>) -> Trace {
         self.copy("pristine", "store");
+        self.lab.ok(&["adopt-copy"]);
         let command = self.lab.keepmark.command(arguments);
         let counts = |effect: &str| effect.contains("store") || effect.starts_with("qmp ") || effect == "start process";
         let script = Script { root: self.lab.root(), counts, cut, meanwhile: &mut |_| (), goes_on: false, strike: &mut |_| Fate::Killed };

@@ -358,3 +358,29 @@ fn a_name_that_leads_out_of_its_folder_writes_nothing() {
     std::fs::write(&manifest, written).unwrap();
     lab.keepmark.ok(&["restore", id(&backup), "--to", text(&lab.path("to/web"))]);
 }
+
+/// Backups into both of two copies with one id would take each other's checkpoints away for ever.
+#[test]
+fn two_copies_of_a_store_are_told_and_one_gets_an_id_of_its_own() {
+    for kind in ["", "images:"] {
+        let lab = Lab::without_store();
+        let [store, copy] = ["store", "copy"].map(|name| format!("{kind}{}", text(&lab.path(name))));
+        lab.keepmark.ok(&["init", &store]);
+        let path = lab.qcow2("vda", 32 * MIB);
+        image::fill_random(&path, Format::Qcow2, 1, MIB, 65_536);
+        let into = |place: &str| lab.keepmark.backup(&image_vm("vda", &path), &["--name", "web", "--store", place]);
+        into(&store);
+        assert!(Command::new("cp").arg("-a").arg(lab.path("store")).arg(lab.path("copy")).status().unwrap().success());
+        let plain = ["backup", &image_vm("vda", &path), "--name", "web", "--no-checkpoint", "--store"];
+        assert_says(&lab.keepmark.exits(&[&plain[..], &[&copy]].concat(), 3), &["is a copy", "keepmark adopt-copy"]);
+        lab.keepmark.ok(&[&plain[..], &[&store]].concat());
+        lab.keepmark.ok(&["adopt-copy", &copy]);
+        assert_says(&lab.keepmark.exits(&["adopt-copy", &store], 2), &["no copy"]);
+        for seed in 2..5 {
+            image::fill_random(&path, Format::Qcow2, seed, seed * MIB, 65_536);
+            for place in [&store, &copy] {
+                assert_eq!(into(place)["kind"], "incremental", "{place}, {seed}");
+            }
+        }
+    }
+}

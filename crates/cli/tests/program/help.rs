@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 
 use crate::lab::{Lab, text};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
+    "adopt-copy",
     "scheme",
     "forget",
     "delete",

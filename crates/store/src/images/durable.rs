@@ -22,12 +22,28 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     written
 }
 
+/// What goes into a file, which is there already, empty and under another name.
+pub type Content<'a> = &'a dyn Fn(&Path) -> Result<Vec<u8>>;
+
+/// Writes a file anew, durably; what was there before is there until all of the new one is.
+pub fn replace(path: &Path, content: Content<'_>) -> Result<()> {
+    let temporary = path.with_file_name(temporary_name());
+    let written = fill_new(&temporary, content).and_then(|()| rename(&temporary, path));
+    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+fn fill_new(path: &Path, content: Content<'_>) -> Result<()> {
+    let failed = |error| Error::io("write", path, error);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    file.write_all(&content(path)?).and_then(|()| file.sync_all()).map_err(failed)
+}
+
 /// Writes a file that is not there yet, durably, and whole from when on it has its name.
-pub fn create(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn create(path: &Path, content: Content<'_>) -> Result<()> {
     let temporary = path.with_file_name(temporary_name());
     let named = || folders::rename_new(&temporary, path).map_err(|error| Error::io("create", path, error));
     let settled = || folders::sync(path.parent().unwrap_or(Path::new("."))).inspect_err(|_| drop(fs::remove_file(path)));
-    write_new(&temporary, bytes).and_then(|()| named()).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+    fill_new(&temporary, content).and_then(|()| named()).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     settled()
 }
 

@@ -48,13 +48,13 @@ pub struct ImageOptions {
 /// An open image store.
 pub struct ImageStore {
     root: PathBuf,
-    id: StoreId,
+    marker: Marker,
     options: ImageOptions,
 }
 
 impl std::fmt::Debug for ImageStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ImageStore({} at {})", self.id, self.root.display())
+        write!(f, "ImageStore({} at {})", self.marker.id, self.root.display())
     }
 }
 
@@ -72,7 +72,7 @@ impl ImageStore {
     pub fn init(root: &Path, options: ImageOptions) -> Result<Self> {
         let marker = Marker::new();
         marker.create(root)?;
-        Ok(Self { root: root.to_owned(), id: marker.id, options })
+        Ok(Self { root: root.to_owned(), marker, options })
     }
 
     /// Opens the store in a folder.
@@ -81,7 +81,25 @@ impl ImageStore {
     /// [`Error::NoStore`], [`Error::NotAStore`].
     pub fn open(root: &Path, options: ImageOptions) -> Result<Self> {
         let marker = Marker::read(root)?;
-        Ok(Self { root: root.to_owned(), id: marker.id, options })
+        Ok(Self { root: root.to_owned(), marker, options })
+    }
+
+    /// Whether it lies elsewhere than where it was used before: then it is a copy whose original may be used, too.
+    #[must_use]
+    pub fn is_copied(&self) -> bool {
+        self.marker.is_copied(&self.root)
+    }
+
+    /// Makes a copy a store of its own, by an id of its own.
+    ///
+    /// # Errors
+    /// [`Error::NoCopy`], or when it cannot be written.
+    pub fn adopt(self) -> Result<StoreId> {
+        if !self.is_copied() {
+            return Err(Error::NoCopy { location: self.root.display().to_string() });
+        }
+        let marker = Marker::new();
+        marker.replace(&self.root).map(|()| marker.id)
     }
 
     fn shelves(&self) -> Result<Vec<Shelf>> {
@@ -160,7 +178,7 @@ impl ImageStore {
 
 impl Store for ImageStore {
     fn id(&self) -> StoreId {
-        self.id.clone()
+        self.marker.id.clone()
     }
 
     fn chunk_size(&self) -> ChunkSize {
@@ -179,6 +197,10 @@ impl Store for ImageStore {
 
     fn begin(&self, vm: &VmId, _time: Timestamp) -> seam::Result<Box<dyn seam::BackupWriter + '_>> {
         let folder = place::make_vm_folder(&self.root, vm)?;
+        if self.marker.lacks_place(&self.root) {
+            // Programs that wrote here before did not. Without it a copy is not told from the original, and that is all.
+            drop(self.marker.replace(&self.root));
+        }
         // What cannot be finished now is told by whoever deletes, prunes or verifies; a backup does not depend on it.
         drop(delete::finish(&*self.options.tools, &Shelf::new(&folder), &Silent));
         Ok(Box::new(write::BackupWriter::begin(&self.options, &folder, VmLock::shared(&folder)?)?))

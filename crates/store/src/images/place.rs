@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::folders::{self, Undo};
+use crate::identity::FileIdentity;
 use crate::images::durable;
 
 /// Says that a folder is an image store.
@@ -38,12 +39,15 @@ pub struct Marker {
     version: u32,
     /// The store's lasting id.
     pub id: StoreId,
+    /// Which file this is: a copy is another one. None in markers of programs that did not look.
+    #[serde(default)]
+    file: Option<FileIdentity>,
 }
 
 impl Marker {
     /// Of a new store.
     pub fn new() -> Self {
-        Self { version: VERSION, id: StoreId::new(hex::encode(rand::random::<[u8; 32]>())) }
+        Self { version: VERSION, id: StoreId::new(hex::encode(rand::random::<[u8; 32]>())), file: None }
     }
 
     /// Makes a folder a store.
@@ -51,10 +55,30 @@ impl Marker {
         folders::refuse_occupied(root, MARKER, "there is an image store already")?;
         let mut undo = Undo::default();
         undo.make(root)?;
-        let json = serde_json::to_vec(self).map_err(|error| Error::internal("write the store's marker", error))?;
-        durable::create(&root.join(MARKER), &json)?;
+        durable::create(&root.join(MARKER), &|file| self.of(file))?;
         undo.forget();
         Ok(())
+    }
+
+    /// As it is written into a file.
+    fn of(&self, file: &Path) -> Result<Vec<u8>> {
+        let marker = Self { file: FileIdentity::of(file), ..self.clone() };
+        serde_json::to_vec(&marker).map_err(|error| Error::internal("write the store's marker", error))
+    }
+
+    /// Whether nobody has written down which file it is, and that can be told.
+    pub fn lacks_place(&self, root: &Path) -> bool {
+        self.file.is_none() && FileIdentity::of(&root.join(MARKER)).is_some()
+    }
+
+    /// Whether it is a copy of the file that was written.
+    pub fn is_copied(&self, root: &Path) -> bool {
+        self.file.zip(FileIdentity::of(&root.join(MARKER))).is_some_and(|(then, here)| !here.can_be(&then))
+    }
+
+    /// Writes it anew.
+    pub fn replace(&self, root: &Path) -> Result<()> {
+        durable::replace(&root.join(MARKER), &|file| self.of(file))
     }
 
     /// Says whose store a folder is.

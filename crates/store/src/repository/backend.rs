@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::error::Result;
+use crate::identity::FileIdentity;
 use crate::repository::id::Id;
 
 /// The kinds of files in a repository.
@@ -28,6 +29,8 @@ pub enum FileKind {
     Mark,
     /// A note: packs that somebody has found damaged. Other programs do not look there.
     Damage,
+    /// A mark of the place: which store this is, and where it was when that was written. Other programs do not look there.
+    Place,
 }
 
 impl FileKind {
@@ -44,6 +47,7 @@ impl FileKind {
             Self::Pin => "keepmark/pins",
             Self::Mark => "keepmark/marks",
             Self::Damage => "keepmark/damaged",
+            Self::Place => "keepmark/place",
         }
     }
 
@@ -60,6 +64,7 @@ impl FileKind {
             Self::Pin => "pin",
             Self::Mark => "mark",
             Self::Damage => "note of damage",
+            Self::Place => "mark of the place",
         }
     }
 }
@@ -87,6 +92,11 @@ pub trait Backend: Send + Sync + 'static {
     /// When the place cannot be asked.
     fn written(&self, _kind: FileKind, _id: &Id) -> Result<Option<Timestamp>> {
         Ok(None)
+    }
+
+    /// What a copy of this place does not keep; nothing where there is no such thing, or none is made yet.
+    fn identity(&self) -> Option<FileIdentity> {
+        None
     }
 
     /// A whole file.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::folders::{self, Undo};
+use crate::identity::FileIdentity;
 use crate::repository::backend::{Backend, FileKind, Upload};
 use crate::repository::id::Id;
 use jiff::Timestamp;
@@ -119,9 +120,14 @@ impl Folder {
         match kind {
             FileKind::Config => folder,
             FileKind::Pack => folder.join(id.hex().get(..2).unwrap_or_default()).join(id.hex()),
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark | FileKind::Damage => {
-                folder.join(id.hex())
-            }
+            FileKind::Key
+            | FileKind::Snapshot
+            | FileKind::Index
+            | FileKind::Lock
+            | FileKind::Pin
+            | FileKind::Mark
+            | FileKind::Damage
+            | FileKind::Place => folder.join(id.hex()),
         }
     }
 }
@@ -141,7 +147,14 @@ impl Backend for Folder {
                     list_folder(&folder.join(hex::encode([byte])), &mut found)?;
                 }
             }
-            FileKind::Key | FileKind::Snapshot | FileKind::Index | FileKind::Lock | FileKind::Pin | FileKind::Mark | FileKind::Damage => {
+            FileKind::Key
+            | FileKind::Snapshot
+            | FileKind::Index
+            | FileKind::Lock
+            | FileKind::Pin
+            | FileKind::Mark
+            | FileKind::Damage
+            | FileKind::Place => {
                 list_folder(&folder, &mut found)?;
             }
         }
@@ -164,6 +177,11 @@ impl Backend for Folder {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("look at", path, error)),
         }
+    }
+
+    /// Other programs write nothing into this folder, and a hard link cannot be made of it.
+    fn identity(&self) -> Option<FileIdentity> {
+        FileIdentity::of(&self.root.join(FileKind::Place.folder()))
     }
 
     fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>> {

@@ -20,6 +20,7 @@ pub mod layout;
 pub mod lock;
 pub mod mark;
 pub mod pack;
+pub mod place;
 pub mod prune;
 pub mod read;
 mod read_only;
@@ -47,6 +48,7 @@ use crate::repository::folder::Folder;
 use crate::repository::id::{BlobKind, Id, TreeId};
 use crate::repository::index::Index;
 use crate::repository::lock::{Environment, Lease, Purpose};
+use crate::repository::place::KnownPlace;
 use crate::repository::read_only::ReadOnly;
 use crate::repository::tree::Node;
 
@@ -65,7 +67,7 @@ pub struct Options {
 pub struct Repository {
     core: Arc<Core>,
     index: Arc<Index>,
-    id: StoreId,
+    place: KnownPlace,
     chunk_size: ChunkSize,
     cache: PathBuf,
     environment: Environment,
@@ -83,7 +85,7 @@ struct Leases {
 
 impl std::fmt::Debug for Repository {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Repository({} at {})", self.id, self.core.backend.location())
+        write!(f, "Repository({} at {})", self.place.id, self.core.backend.location())
     }
 }
 
@@ -98,7 +100,9 @@ impl Repository {
         let Environment { hostname, username, now, .. } = options.environment.clone();
         let opened = rustic::init(&backend, password, chunk_size, &rustic::Maker { hostname, username, time: now() })?;
         undo.forget();
-        Self::from_opened(backend, opened, options)
+        let mut repository = Self::from_opened(backend, opened, options)?;
+        repository.mark_place();
+        Ok(repository)
     }
 
     /// Opens the repository in a folder.
@@ -122,25 +126,41 @@ impl Repository {
 
     fn from_opened(backend: Arc<dyn Backend>, opened: rustic::Opened, options: Options) -> Result<Self> {
         let Options { cache, environment, workers } = options;
-        let cache = cache.join(&opened.id);
         let backend = match opened.version {
             1 => Arc::new(ReadOnly(backend)),
             2 => backend,
             version => return Err(Error::unusable(&*backend, format!("it has version {version}: a newer keepmark is needed"))),
         };
         let core = Arc::new(Core { backend, key: opened.key });
+        let place = place::look(&core, StoreId::new(opened.id))?;
+        let cache = cache.join(place.id.as_str());
         let index = Arc::new(Index::open(Arc::clone(&core), &cache.join("index"))?);
         let chunk_size = opened.chunk_size.unwrap_or(ChunkSize::DEFAULT);
-        Ok(Self {
-            core,
-            index,
-            id: StoreId::new(opened.id),
-            chunk_size,
-            cache,
-            environment,
-            workers: workers.max(1),
-            leases: Mutex::default(),
-        })
+        Ok(Self { core, index, place, chunk_size, cache, environment, workers: workers.max(1), leases: Mutex::default() })
+    }
+
+    /// Whether it lies elsewhere than where it was used before: then it is a copy whose original may be used, too.
+    #[must_use]
+    pub fn is_copied(&self) -> bool {
+        self.place.is_copied
+    }
+
+    /// Without the mark a copy is not told from the original, and that is all.
+    fn mark_place(&mut self) {
+        self.place.is_marked = place::mark(&self.core, &self.environment, &self.place.id).is_ok();
+    }
+
+    /// Makes a copy a store of its own, by an id of its own.
+    ///
+    /// # Errors
+    /// [`Error::NoCopy`], or when it cannot be written.
+    pub fn adopt(self) -> Result<StoreId> {
+        if !self.place.is_copied {
+            return Err(Error::NoCopy { location: self.core.backend.location() });
+        }
+        let id = StoreId::new(hex::encode(rand::random::<[u8; 32]>()));
+        let _lease = self.lease(false)?;
+        place::mark(&self.core, &self.environment, &id).map(|()| id)
     }
 
     /// Why the local cache is not used, in words: then everything takes longer and more memory, and that is all.
@@ -226,6 +246,10 @@ impl Repository {
 
     fn begin_backup(&self, vm: &VmId, time: Timestamp) -> Result<write::BackupWriter<'_>> {
         let lease = self.lease(true)?;
+        if !self.place.is_marked {
+            // Programs that wrote here before did not.
+            drop(place::mark(&self.core, &self.environment, &self.place.id));
+        }
         write::BackupWriter::new(self, lease, vm, time)
     }
 }
@@ -239,7 +263,7 @@ fn noun(kind: BlobKind) -> &'static str {
 
 impl Store for Repository {
     fn id(&self) -> StoreId {
-        self.id.clone()
+        self.place.id.clone()
     }
 
     fn chunk_size(&self) -> ChunkSize {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::identity::FileIdentity;
 use crate::repository::backend::{Backend, FileKind, Upload};
 use crate::repository::id::Id;
 
@@ -33,6 +34,10 @@ impl Backend for ReadOnly {
 
     fn written(&self, kind: FileKind, id: &Id) -> Result<Option<Timestamp>> {
         self.0.written(kind, id)
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.0.identity()
     }
 
     fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>> {
