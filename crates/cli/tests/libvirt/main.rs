@@ -6,6 +6,7 @@
 
 mod clones;
 mod define;
+mod definitions;
 mod firmware;
 mod held;
 mod killed;
