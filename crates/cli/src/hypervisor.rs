@@ -151,7 +151,8 @@ pub fn hindrances(_: &Context, _: &VmPlace) -> Result<Vec<[String; 3]>, Failure>
 #[cfg(feature = "libvirt")]
 fn domain_options(context: &Context, domain: &str) -> keepmark_libvirt::Options {
     let uri = context.global.connect.clone();
-    keepmark_libvirt::Options { uri, ..keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir()) }
+    let interrupted = Some(context.screen.interrupt());
+    keepmark_libvirt::Options { uri, interrupted, ..keepmark_libvirt::Options::new(domain, context.scratch_dir(), context.run_dir()) }
 }
 
 #[cfg(feature = "libvirt")]

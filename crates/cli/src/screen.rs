@@ -50,6 +50,13 @@ impl Screen {
         Self { mode, verbose: global.verbose, findings: AtomicUsize::new(0), interrupted }
     }
 
+    /// What becomes true when the user wants to stop, for whoever waits where no monitor is at hand.
+    #[must_use]
+    #[cfg(feature = "libvirt")]
+    pub fn interrupt(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
+    }
+
     /// How it ended, by what was found.
     pub fn outcome(&self) -> Outcome {
         if self.findings.load(Ordering::Relaxed) == 0 { Outcome::Done } else { Outcome::Findings }

@@ -154,7 +154,9 @@ pub(crate) fn delete(link: &mut Link, names: &[CheckpointName], look: impl Fn(&m
         let deleted = link.attempt(|domain| find(domain, name)?.map_or(Ok(()), |checkpoint| checkpoint.delete()))?;
         match deleted {
             Ok(()) => {}
-            Err(fault) if matches!(fault.kind, Kind::Timeout | Kind::Lost | Kind::Denied) => return Err(fault.into()),
+            Err(fault) if matches!(fault.kind, Kind::Timeout | Kind::Lost | Kind::Denied | Kind::Unanswered | Kind::Interrupted) => {
+                return Err(fault.into());
+            }
             // A bitmap that is gone on one disk keeps libvirt from removing the others: they are removed as orphans below.
             Err(_) => forget(link, name)?,
         }

@@ -51,6 +51,14 @@ pub enum Error {
         /// Whether the domain's lock was not free within libvirt's patience.
         is_lock: bool,
     },
+    /// Nobody answered: QEMU stands still, or libvirtd.
+    #[error("{message}")]
+    Unanswered {
+        /// The call, and how long was waited.
+        message: String,
+        /// Whether it was given up since the user wanted to stop.
+        is_interrupted: bool,
+    },
     /// A dead job holds the domain's lock.
     #[error("domain {domain} is wedged: libvirt was killed while it began a backup, and the dead job holds the domain")]
     Wedged {
@@ -256,6 +264,9 @@ impl From<Fault> for Error {
         if matches!(fault.kind, Kind::Lost | Kind::Denied) {
             return unreachable(None, fault);
         }
+        if matches!(fault.kind, Kind::Unanswered | Kind::Interrupted) {
+            return Self::Unanswered { is_interrupted: fault.kind == Kind::Interrupted, message: fault.to_string() };
+        }
         Self::Refused { is_lock: fault.kind == Kind::Timeout, message: fault.to_string() }
     }
 }
@@ -278,10 +289,10 @@ impl Error {
             Self::Define(problem) => problem.class(),
             Self::Image(failure) => failure.class(),
             Self::CannotPush(_) => FailureClass::Usage,
-            Self::Unreachable { .. } | Self::NoDomain { .. } => FailureClass::Unreachable,
+            Self::Interrupted | Self::Unanswered { is_interrupted: true, .. } => FailureClass::Interrupted,
+            Self::Unreachable { .. } | Self::NoDomain { .. } | Self::Unanswered { .. } => FailureClass::Unreachable,
             Self::Busy { .. } | Self::Refused { is_lock: true, .. } => FailureClass::Locked,
             Self::NoDisk { .. } | Self::Identity { .. } | Self::Elsewhere { .. } | Self::Transient { .. } => FailureClass::Usage,
-            Self::Interrupted => FailureClass::Interrupted,
             Self::Refused { .. }
             | Self::Wedged { .. }
             | Self::Unreadable { .. }
@@ -314,6 +325,11 @@ impl Error {
             Self::Unreachable { .. } => {
                 "is libvirtd (or virtqemud) running? `--connect URI` or LIBVIRT_DEFAULT_URI names another one (qemu:///system, \
                  qemu:///session); a QEMU without libvirt is named `qmp:SOCKET`"
+                    .into()
+            }
+            Self::Unanswered { .. } => {
+                "the domain's QEMU stands still (stopped, or its storage does not answer), or libvirtd does: `ps -o pid,stat,args -C \
+                 qemu-system-x86_64`; the next run of keepmark takes back what was begun"
                     .into()
             }
             Self::Elsewhere { .. } => "run keepmark on the host of the VM, with qemu:///system or qemu:///session".into(),

@@ -30,7 +30,7 @@ pub struct Hindrance {
 /// # Errors
 /// When libvirt cannot be reached, or has no such domain.
 pub fn hindrances(options: &Options) -> Result<Vec<Hindrance>> {
-    let mut link = Link::open(options.uri.as_deref(), &options.domain)?;
+    let mut link = Link::open(options.uri.as_deref(), &options.domain)?.heeding(options.interrupted.clone());
     let xml = DomainXml::parse(&link.call(|domain: &Domain| domain.xml(View::Current))?)?;
     let mut found: Vec<Hindrance> = dead_job(&mut link)?.into_iter().collect();
     let Some(user) = xml.owner else { return Ok(found) };

@@ -31,6 +31,8 @@ mod watched;
 pub mod xml;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use keepmark_model::seam::Hypervisor;
 use keepmark_qemu::WatchdogCommand;
@@ -63,6 +65,8 @@ pub struct Options {
     pub hide_checkpoints: bool,
     /// The user's folders, where a `qemu:///session` keeps the state of TPMs.
     pub user: UserFolders,
+    /// Becomes true when the user wants to stop: calls that have no answer yet are given up then.
+    pub interrupted: Option<Arc<AtomicBool>>,
     /// Whether a domain is opened whose images an earlier revert left half written: for the one who finishes it.
     pub half_reverted: bool,
 }
@@ -81,6 +85,7 @@ impl Options {
             uuid: None,
             hide_checkpoints: false,
             user: UserFolders::default(),
+            interrupted: None,
             half_reverted: false,
         }
     }
@@ -91,7 +96,7 @@ impl Options {
 /// # Errors
 /// When libvirt cannot be reached, has no such domain, or the domain is held by another keepmark.
 pub fn open(options: Options) -> Result<Box<dyn Hypervisor>> {
-    let mut link = Link::open(options.uri.as_deref(), &options.domain)?;
+    let mut link = Link::open(options.uri.as_deref(), &options.domain)?.heeding(options.interrupted.clone());
     match link.call(api::Domain::state)? {
         DomainState::Off => Ok(Box::new(shut_off::ShutOff::open(link, options)?)),
         DomainState::Running | DomainState::Paused => Ok(Box::new(running::Running::open(link, options)?)),

@@ -1,5 +1,7 @@
 //! The way to one domain: looked up once, found again by its UUID when libvirtd was restarted.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::api::{self, Connect, Domain, Fault, Kind};
@@ -17,6 +19,7 @@ pub(crate) struct Link {
     name: String,
     domain: Domain,
     connect: Connect,
+    interrupted: Option<Arc<AtomicBool>>,
 }
 
 impl Link {
@@ -29,7 +32,18 @@ impl Link {
         }
         let domain = look_up(&connect, wanted)?;
         let (uuid, name) = (domain.uuid()?, domain.name()?);
-        Ok(Self { uri, uuid, name, domain, connect })
+        Ok(Self { uri, uuid, name, domain, connect, interrupted: None })
+    }
+
+    /// From now on a call without answer is given up soon after this becomes true.
+    pub(crate) fn heeding(self, interrupted: Option<Arc<AtomicBool>>) -> Self {
+        interrupted.iter().for_each(|flag| self.connect.heed(flag));
+        Self { interrupted, ..self }
+    }
+
+    /// Another way to the same domain, for another thread.
+    pub(crate) fn again(&self) -> Result<Self> {
+        Ok(Self::open(Some(&self.uri), &self.uuid)?.heeding(self.interrupted.clone()))
     }
 
     pub(crate) fn uri(&self) -> &str {
@@ -90,6 +104,7 @@ impl Link {
         loop {
             match Connect::open(Some(&self.uri)).and_then(|connect| Ok((connect.by_uuid(&self.uuid)?, connect))) {
                 Ok((domain, connect)) => {
+                    self.interrupted.iter().for_each(|flag| connect.heed(flag));
                     self.domain = domain;
                     self.connect = connect;
                     return Ok(());

@@ -58,7 +58,7 @@ impl FrozenPoint for Point<'_> {
         let found = self.exports.iter().find(|export| export.disk == *name);
         let domain = self.link.name();
         let export = found.ok_or_else(|| Error::NoDisk { domain: domain.to_owned(), disk: name.to_string() })?;
-        let link = Link::open(Some(self.link.uri()), self.link.uuid())?;
+        let link = self.link.again()?;
         let inner = export.open(&self.socket, self.space.validity())?;
         Ok(Box::new(Watched::new(inner, link, self.socket.clone(), self.exports.len())))
     }

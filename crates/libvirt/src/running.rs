@@ -243,7 +243,7 @@ impl Running {
         match is_wedged(&mut self.link) {
             Ok(true) => return Error::Wedged { domain: self.link.name().to_owned() },
             // Each call would wait for it again.
-            Err(Error::Unreachable { .. }) => return error,
+            Err(Error::Unreachable { .. } | Error::Unanswered { .. }) => return error,
             _ => {}
         }
         // The first failure is what counts; what cannot be undone is found by the next run.
@@ -260,7 +260,7 @@ impl Running {
         }
         // It ended meanwhile: its bitmaps are in its images now.
         self.locks.clear();
-        let link = Link::open(Some(self.link.uri()), self.link.uuid())?;
+        let link = self.link.again()?;
         ShutOff::open(link, self.options.clone())?.remove_and_close(names)
     }
 }

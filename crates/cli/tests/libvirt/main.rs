@@ -20,4 +20,5 @@ mod revert;
 mod round_trip;
 mod scratch;
 mod stage;
+mod still;
 mod virsh;

@@ -36,7 +36,8 @@ impl Patience {
         match self {
             Self::Question => Duration::from_secs(40),
             Self::Work => Duration::from_secs(60),
-            Self::Start | Self::Agent => Duration::from_secs(600),
+            Self::Start => Duration::from_secs(600),
+            Self::Agent => Duration::from_secs(300),
         }
     }
 }
@@ -84,7 +85,7 @@ impl Calls {
             let is_over = stopping.is_some_and(|since: Instant| since.elapsed() >= INTERRUPTED);
             if is_over || began.elapsed() >= self.limit(patience) {
                 self.is_mute.store(true, Ordering::Relaxed);
-                return Err(Fault::unanswered(call, began.elapsed()));
+                return Err(Fault::unanswered(call, began.elapsed(), is_over));
             }
         }
     }
@@ -94,7 +95,8 @@ impl Calls {
     }
 
     fn limit(&self, patience: Patience) -> Duration {
-        if self.is_mute.load(Ordering::Relaxed) { patience.limit().min(MUTE) } else { patience.limit() }
+        let is_mute = patience != Patience::Agent && self.is_mute.load(Ordering::Relaxed);
+        if is_mute { patience.limit().min(MUTE) } else { patience.limit() }
     }
 }
 
@@ -120,7 +122,7 @@ mod tests {
             assert!(!waiting.is_finished());
             flag.store(true, Ordering::Relaxed);
             let fault = waiting.join().unwrap().unwrap_err();
-            assert_eq!(fault.kind, Kind::Unanswered, "{fault}");
+            assert_eq!(fault.kind, Kind::Interrupted, "{fault}");
         });
         // What answers is heard all the same: what was begun has to be taken back.
         assert_eq!(calls.make("answer", Patience::Work, || Ok(7)), Ok(7));
@@ -132,7 +134,7 @@ mod tests {
         calls.is_mute.store(true, Ordering::Relaxed);
         assert_eq!(calls.limit(Patience::Start), MUTE);
         let began = Instant::now();
-        assert!(calls.make("wait", Patience::Question, never).is_err());
+        assert_eq!(calls.make("wait", Patience::Question, never).unwrap_err().kind, Kind::Unanswered);
         assert!(began.elapsed() < Duration::from_secs(20));
         assert_eq!(calls.make("answer", Patience::Question, || Ok(())), Ok(()));
         assert_eq!(calls.limit(Patience::Question), Patience::Question.limit());

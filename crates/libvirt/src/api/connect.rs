@@ -3,10 +3,12 @@
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::fmt;
 use std::ptr;
-use std::sync::{Once, mpsc};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use super::bounded::{Calls, Patience};
 use super::{Domain, Fault, Result, c_text, number, owned_text};
 
 // A daemon that answers no ping for half a minute is as good as dead: calls that wait for it fail.
@@ -18,8 +20,13 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// An open connection. Dropping it closes it once its domains are dropped too.
 #[derive(Debug)]
 pub(crate) struct Connect {
-    raw: virt_sys::virConnectPtr,
+    raw: Arc<Raw>,
+    calls: Arc<Calls>,
 }
+
+/// The library's handle, shared with a call that is under way.
+#[derive(Debug)]
+struct Raw(virt_sys::virConnectPtr);
 
 /// A version as libvirt counts: `11.3.0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +50,10 @@ impl fmt::Display for Version {
 
 // SAFETY: libvirt's handles may be used from any thread; only the last error belongs to the thread that called.
 #[expect(unsafe_code, reason = "the library says so of its handles")]
-unsafe impl Send for Connect {}
+unsafe impl Send for Raw {}
+// SAFETY: as above, by several at once.
+#[expect(unsafe_code, reason = "the library says so of its handles")]
+unsafe impl Sync for Raw {}
 
 // Without a handler of its own the library prints every failure to standard error.
 extern "C" fn silent(_: *mut c_void, _: virt_sys::virErrorPtr) {}
@@ -67,8 +77,23 @@ fn initialise() {
 }
 
 impl Connect {
-    pub(super) fn raw(&self) -> virt_sys::virConnectPtr {
-        self.raw
+    /// Makes a call over this connection; it stays open until the call returns.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        work: impl FnOnce(virt_sys::virConnectPtr) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let raw = Arc::clone(&self.raw);
+        self.calls.make(call, Patience::Question, move || work(raw.as_ref().0))
+    }
+
+    pub(super) fn calls(&self) -> &Arc<Calls> {
+        &self.calls
+    }
+
+    /// From now on a call without answer is given up soon after this becomes true.
+    pub(crate) fn heed(&self, interrupted: &Arc<AtomicBool>) {
+        self.calls.heed(Arc::clone(interrupted));
     }
 
     /// Connects; without a URI libvirt's own default is taken (`LIBVIRT_DEFAULT_URI`, its configuration, what it finds).
@@ -92,7 +117,7 @@ impl Connect {
         if raw.is_null() {
             return Err(Fault::last(CALL));
         }
-        let connect = Self { raw };
+        let connect = Self { raw: Arc::new(Raw(raw)), calls: Arc::default() };
         // SAFETY: the handle is open. A driver without a daemon needs no pings, and says so.
         number("watch the connection", unsafe { virt_sys::virConnectSetKeepAlive(raw, PING_SECONDS, PINGS_LOST) })?;
         Ok(connect)
@@ -101,37 +126,46 @@ impl Connect {
     /// The URI that is really used.
     #[expect(unsafe_code, reason = "a call of the library")]
     pub(crate) fn uri(&self) -> Result<String> {
-        // SAFETY: the handle is open as long as this value lives.
-        owned_text("tell its URI", unsafe { virt_sys::virConnectGetURI(self.raw) })
+        const CALL: &str = "tell its URI";
+        // SAFETY: the handle is open as long as the call goes on.
+        self.ask(CALL, |raw| owned_text(CALL, unsafe { virt_sys::virConnectGetURI(raw) }))
     }
 
     /// libvirtd's version.
     #[expect(unsafe_code, reason = "a call of the library")]
     pub(crate) fn version(&self) -> Result<Version> {
-        let mut version: c_ulong = 0;
-        // SAFETY: the handle is open, the number outlives the call.
-        number("tell its version", unsafe { virt_sys::virConnectGetLibVersion(self.raw, &raw mut version) })?;
-        Ok(version.into())
+        const CALL: &str = "tell its version";
+        self.ask(CALL, |raw| {
+            let mut version: c_ulong = 0;
+            // SAFETY: the handle is open, the number outlives the call.
+            number(CALL, unsafe { virt_sys::virConnectGetLibVersion(raw, &raw mut version) })?;
+            Ok(version.into())
+        })
     }
 
     /// What it can run, as XML.
     #[expect(unsafe_code, reason = "a call of the library")]
     pub(crate) fn capabilities(&self) -> Result<String> {
-        // SAFETY: the handle is open.
-        owned_text("tell what it can run", unsafe { virt_sys::virConnectGetCapabilities(self.raw) })
+        const CALL: &str = "tell what it can run";
+        // SAFETY: as above.
+        self.ask(CALL, |raw| owned_text(CALL, unsafe { virt_sys::virConnectGetCapabilities(raw) }))
     }
 
     /// All domains, running or not.
     #[expect(unsafe_code, reason = "a call of the library")]
     pub(crate) fn domains(&self) -> Result<Vec<Domain>> {
-        let mut list: *mut virt_sys::virDomainPtr = ptr::null_mut();
-        // SAFETY: the handle is open; the library allocates the list and says how long it is.
-        let count = number("list the domains", unsafe { virt_sys::virConnectListAllDomains(self.raw, &raw mut list, 0) })?;
-        // SAFETY: that many handles stand there, each ours to free.
-        let domains = (0..count as usize).map(|at| Domain::from_raw(unsafe { *list.add(at) })).collect();
-        // SAFETY: the list itself is ours to free, the handles live on.
-        unsafe { libc::free(list.cast()) };
-        Ok(domains)
+        const CALL: &str = "list the domains";
+        let calls = Arc::clone(&self.calls);
+        self.ask(CALL, move |raw| {
+            let mut list: *mut virt_sys::virDomainPtr = ptr::null_mut();
+            // SAFETY: the handle is open; the library allocates the list and says how long it is.
+            let count = number(CALL, unsafe { virt_sys::virConnectListAllDomains(raw, &raw mut list, 0) })?;
+            // SAFETY: that many handles stand there, each ours to free.
+            let domains = (0..count as usize).map(|at| Domain::from_raw(unsafe { *list.add(at) }, Arc::clone(&calls))).collect();
+            // SAFETY: the list itself is ours to free, the handles live on.
+            unsafe { libc::free(list.cast()) };
+            Ok(domains)
+        })
     }
 
     /// A domain by its name.
@@ -139,9 +173,12 @@ impl Connect {
     pub(crate) fn by_name(&self, name: &str) -> Result<Domain> {
         const CALL: &str = "look up the domain";
         let name = c_text(CALL, name)?;
-        // SAFETY: the handle is open, the text outlives the call.
-        let raw = unsafe { virt_sys::virDomainLookupByName(self.raw, name.as_ptr()) };
-        if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Domain::from_raw(raw)) }
+        let calls = Arc::clone(&self.calls);
+        self.ask(CALL, move |raw| {
+            // SAFETY: the handle is open, the text outlives the call.
+            let raw = unsafe { virt_sys::virDomainLookupByName(raw, name.as_ptr()) };
+            if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Domain::from_raw(raw, calls)) }
+        })
     }
 
     /// A domain by its UUID.
@@ -149,9 +186,12 @@ impl Connect {
     pub(crate) fn by_uuid(&self, uuid: &str) -> Result<Domain> {
         const CALL: &str = "look up the domain";
         let uuid = c_text(CALL, uuid)?;
-        // SAFETY: as above.
-        let raw = unsafe { virt_sys::virDomainLookupByUUIDString(self.raw, uuid.as_ptr()) };
-        if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Domain::from_raw(raw)) }
+        let calls = Arc::clone(&self.calls);
+        self.ask(CALL, move |raw| {
+            // SAFETY: the handle is open, the text outlives the call.
+            let raw = unsafe { virt_sys::virDomainLookupByUUIDString(raw, uuid.as_ptr()) };
+            if raw.is_null() { Err(Fault::last(CALL)) } else { Ok(Domain::from_raw(raw, calls)) }
+        })
     }
 }
 
@@ -161,35 +201,37 @@ impl Connect {
     pub(crate) fn volume_path(&self, pool: &str, volume: &str) -> Result<String> {
         const CALL: &str = "find the volume of a storage pool";
         let (pool, volume) = (c_text(CALL, pool)?, c_text(CALL, volume)?);
-        // SAFETY: the handle is open, the text outlives the call.
-        let pool = unsafe { virt_sys::virStoragePoolLookupByName(self.raw, pool.as_ptr()) };
-        if pool.is_null() {
-            return Err(Fault::last(CALL));
-        }
-        // SAFETY: the pool's handle is not null and ours until freed, the text outlives the call.
-        let found = unsafe { virt_sys::virStorageVolLookupByName(pool, volume.as_ptr()) };
-        let path = if found.is_null() {
-            Err(Fault::last(CALL))
-        } else {
-            // SAFETY: the volume's handle is not null and ours until freed.
-            owned_text(CALL, unsafe { virt_sys::virStorageVolGetPath(found) })
-        };
-        // SAFETY: both are ours and freed once; freeing none is not done.
-        unsafe {
-            if !found.is_null() {
-                virt_sys::virStorageVolFree(found);
+        self.ask(CALL, move |raw| {
+            // SAFETY: the handle is open, the text outlives the call.
+            let pool = unsafe { virt_sys::virStoragePoolLookupByName(raw, pool.as_ptr()) };
+            if pool.is_null() {
+                return Err(Fault::last(CALL));
             }
-            virt_sys::virStoragePoolFree(pool);
-        }
-        path
+            // SAFETY: the pool's handle is not null and ours until freed, the text outlives the call.
+            let found = unsafe { virt_sys::virStorageVolLookupByName(pool, volume.as_ptr()) };
+            let path = if found.is_null() {
+                Err(Fault::last(CALL))
+            } else {
+                // SAFETY: the volume's handle is not null and ours until freed.
+                owned_text(CALL, unsafe { virt_sys::virStorageVolGetPath(found) })
+            };
+            // SAFETY: both are ours and freed once; freeing none is not done.
+            unsafe {
+                if !found.is_null() {
+                    virt_sys::virStorageVolFree(found);
+                }
+                virt_sys::virStoragePoolFree(pool);
+            }
+            path
+        })
     }
 }
 
-impl Drop for Connect {
+impl Drop for Raw {
     #[expect(unsafe_code, reason = "a call of the library")]
     fn drop(&mut self) {
         // SAFETY: opened by us and closed once; domains hold references of their own.
-        unsafe { virt_sys::virConnectClose(self.raw) };
+        unsafe { virt_sys::virConnectClose(self.0) };
     }
 }
 

@@ -7,7 +7,7 @@ const MESSAGE_CHARS_MAX: usize = 600;
 
 /// A call that failed, in libvirt's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("libvirt refused to {call}: {message}")]
+#[error("libvirt {} {call}: {message}", kind.verb())]
 pub(crate) struct Fault {
     /// What was asked, as a verb with its object: `look up the domain`.
     pub(crate) call: &'static str,
@@ -32,6 +32,10 @@ pub(crate) enum Kind {
     NoBackup,
     /// A checkpoint's bitmap is missing or broken.
     BrokenCheckpoint,
+    /// Nobody answered within our patience: QEMU or the daemon stands still.
+    Unanswered,
+    /// Nor did anybody when the user wanted to stop.
+    Interrupted,
     /// The domain's lock was not free within libvirt's patience.
     Timeout,
     /// The domain is in the wrong state for the call.
@@ -44,10 +48,27 @@ pub(crate) enum Kind {
     Other,
 }
 
+impl Kind {
+    fn verb(self) -> &'static str {
+        if matches!(self, Self::Unanswered | Self::Interrupted) { "was asked to" } else { "refused to" }
+    }
+}
+
 impl Fault {
     /// The daemon has not said a word for so long.
     pub(crate) fn mute(call: &'static str, waited: Duration) -> Self {
         Self { call, kind: Kind::Lost, message: format!("the daemon has not answered for {} s", waited.as_secs()) }
+    }
+
+    /// A call that was given up.
+    pub(crate) fn unanswered(call: &'static str, waited: Duration, is_interrupted: bool) -> Self {
+        let kind = if is_interrupted { Kind::Interrupted } else { Kind::Unanswered };
+        Self { call, kind, message: format!("no answer for {} s", waited.as_secs()) }
+    }
+
+    /// Of a system that has no thread for a call.
+    pub(crate) fn of_system(call: &'static str) -> Self {
+        Self { call, kind: Kind::Other, message: "the system has no thread for it".into() }
     }
 
     /// The last failure on this thread.

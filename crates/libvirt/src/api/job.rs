@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong};
 use std::ptr;
 use std::time::Duration;
 
+use super::bounded::Patience;
 use super::{Domain, Result, number};
 
 const CALL: &str = "tell of the domain's job";
@@ -65,16 +66,22 @@ impl Domain {
 
     #[expect(unsafe_code, reason = "a call of the library")]
     fn job_stats(&self, flags: c_uint) -> Result<Stats> {
-        let mut kind: c_int = 0;
-        let mut stats = Stats { kind: 0, parameters: ptr::null_mut(), count: 0 };
-        // SAFETY: the handle lives, the places for the answer outlive the call.
-        let answer =
-            unsafe { virt_sys::virDomainGetJobStats(self.raw(), &raw mut kind, &raw mut stats.parameters, &raw mut stats.count, flags) };
-        number(CALL, answer)?;
-        stats.kind = u32::try_from(kind).unwrap_or(virt_sys::VIR_DOMAIN_JOB_NONE);
-        Ok(stats)
+        self.ask(CALL, Patience::Question, move |raw| {
+            let mut kind: c_int = 0;
+            let mut stats = Stats { kind: 0, parameters: ptr::null_mut(), count: 0 };
+            // SAFETY: the handle lives, the places for the answer outlive the call.
+            let answer =
+                unsafe { virt_sys::virDomainGetJobStats(raw, &raw mut kind, &raw mut stats.parameters, &raw mut stats.count, flags) };
+            number(CALL, answer)?;
+            stats.kind = u32::try_from(kind).unwrap_or(virt_sys::VIR_DOMAIN_JOB_NONE);
+            Ok(stats)
+        })
     }
 }
+
+// SAFETY: a list of the library's that belongs to nobody else.
+#[expect(unsafe_code, reason = "the list has one owner")]
+unsafe impl Send for Stats {}
 
 impl Stats {
     #[expect(unsafe_code, reason = "a call of the library")]

@@ -1,7 +1,8 @@
 //! libvirt's C library, wrapped so that nothing outside of this module is unsafe: handles that free themselves, texts, faults.
 //!
-//! Only what the driver needs is wrapped. Every call blocks until libvirtd answers, and runs on the thread that makes it.
+//! Only what the driver needs is wrapped. Every call that asks libvirtd has an end (`bounded`).
 
+mod bounded;
 mod checkpoint;
 mod connect;
 mod domain;

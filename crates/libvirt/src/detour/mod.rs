@@ -25,7 +25,7 @@ pub(crate) use relay::start as relay;
 
 /// The domain's QEMU, reached by its monitor through libvirt. The caller has locked its images.
 pub(crate) fn open(link: &Link, xml: &DomainXml, options: &Options) -> Result<Live> {
-    let stream = relay(Link::open(Some(link.uri()), link.uuid())?)?;
+    let stream = relay(link.again()?)?;
     let (uid, gid) = user_of(xml);
     let called = watchdog::subject_of_monitor(link.uri(), link.uuid());
     let live = LiveOptions {
