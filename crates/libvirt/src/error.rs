@@ -338,7 +338,9 @@ impl Error {
             Self::NoDetour { domain, .. } => format!("what ends that job: {}", cure(domain)),
             Self::Unreadable { .. } => "start the domain: a running QEMU has read it as its definition says".into(),
             Self::Busy { domain, .. } => format!("wait for it to end, or end it with `virsh domjobabort {domain}`"),
-            Self::Refused { is_lock: true, .. } => "another job holds the domain; `virsh domjobinfo` tells which".into(),
+            Self::Refused { is_lock: true, .. } => {
+                "another job holds the domain (`virsh domjobinfo` tells which), or its QEMU stands still".into()
+            }
             Self::Iothread { .. } => "use QEMU 9.0 or newer, or the disk without iothread".into(),
             Self::Changed { .. } => "run the backup again".into(),
             Self::MomentOver { .. } => "somebody ended it, or the domain was stopped; run the backup again".into(),
@@ -387,5 +389,22 @@ impl From<Error> for Failure {
             Some(hint) => failure.with_hint(hint),
             None => failure,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_stands_still_is_as_good_as_gone_and_who_was_stopped_is_interrupted() {
+        let class = |is_interrupted| {
+            let fault = Fault::unanswered("ask QEMU's monitor", Duration::from_secs(40), is_interrupted);
+            assert_eq!(fault.to_string(), "libvirt was asked to ask QEMU's monitor: no answer for 40 s");
+            let failure = Failure::from(Error::from(fault));
+            assert!(failure.hint().is_some_and(|hint| hint.contains("stands still")));
+            failure.class()
+        };
+        assert_eq!((class(false), class(true)), (FailureClass::Unreachable, FailureClass::Interrupted));
     }
 }

@@ -41,7 +41,7 @@ impl Look {
     /// A bitmap that libvirt puts on a disk while it pushes: where one is, it does so no more.
     pub(crate) fn left_by_libvirt(&self) -> Option<String> {
         let named = |disk: &Disk| format!("backup-{}", disk.facts.name);
-        self.disks.iter().find(|disk| disk.facts.bitmaps().any(|bitmap| bitmap.name == named(disk))).map(named)
+        self.disks.iter().find(|disk| disk.facts.own_bitmaps().any(|bitmap| bitmap.name == named(disk))).map(named)
     }
 
     /// Disks whose images below have another size: QEMU cannot unite their bitmaps, so everything counts as changed.

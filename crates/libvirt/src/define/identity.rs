@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 pub(super) fn rewrite(domain: &mut Element, work: &mut Work<'_>, random: Random<'_>) -> Result<()> {
     let lacks = |what| Error::Lacks { subject: "the domain in the backup", what };
     let name = domain.text_of("name").ok_or_else(|| lacks("name"))?.to_owned();
-    let uuid = domain.text_of("uuid").ok_or_else(|| lacks("uuid"))?.to_ascii_lowercase();
+    // It becomes the name of a folder.
+    let uuid = domain.text_of("uuid").filter(|text| is_uuid(text)).ok_or_else(|| lacks("uuid"))?.to_ascii_lowercase();
     let is_used = work.facts.uuids.contains(&uuid);
     work.stays = name == work.wish.name && !is_used;
     if work.stays {
@@ -30,6 +31,12 @@ pub(super) fn rewrite(domain: &mut Element, work: &mut Work<'_>, random: Random<
         !(element.name() == "seclabel" && element.get("type").is_none_or(|kind| kind == "dynamic") && is_generated(element))
     });
     Ok(())
+}
+
+// As libvirt writes it.
+fn is_uuid(text: &str) -> bool {
+    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+    lengths == [8, 4, 4, 4, 12] && text.chars().all(|c| c == '-' || c.is_ascii_hexdigit())
 }
 
 fn is_generated(label: &Element) -> bool {

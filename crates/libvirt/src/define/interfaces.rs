@@ -77,6 +77,11 @@ fn reach(interface: &Element, work: &mut Work<'_>) {
         "udp" | "mcast" | "server" | "client" => work.reaches(Allow::NetworkAddress, format!("{who} of type {kind} ({})", values())),
         _ => work.reaches(Allow::Unknown, format!("{who} of type {kind}")),
     }
+    // Else libvirt makes the device, and it leads nowhere.
+    if kind == "ethernet" && interface.get_of("target", "managed") == Some("no") {
+        let name = interface.get_of("target", "dev").unwrap_or("without name");
+        work.reaches(Allow::HostDevice, format!("{who} on the host's {name} ({kind})"));
+    }
     let is_address = |below: &Element| matches!(below.name(), "ip" | "route");
     if source.is_some_and(|source| source.elements().any(is_address)) {
         work.reaches(Allow::NetworkAddress, format!("addresses that the host gets for {who}"));

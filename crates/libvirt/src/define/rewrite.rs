@@ -1,6 +1,8 @@
 //! A definition rewritten for this host: restored disks, a free identity, networks that exist. Pure.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use super::allow::Reach;
 use super::facts::{Facts, OtherBackup, Placed, Remarks, Rewritten, Wish};
@@ -36,12 +38,28 @@ impl Work<'_> {
 
     /// Has a file of the backup put into the domain's folder; none if the backup does not have it.
     pub(crate) fn place(&mut self, saved: &str, name: &str) -> Option<String> {
-        self.wish.saved.contains(saved).then(|| {
-            let path = self.wish.folder.join(name);
-            self.files.push(Placed { saved: saved.to_owned(), path: path.clone() });
-            path.to_string_lossy().into_owned()
-        })
+        if !self.wish.saved.contains(saved) {
+            return None;
+        }
+        let path = self.place_in(&self.wish.folder.clone(), saved, name)?;
+        Some(path.to_string_lossy().into_owned())
     }
+
+    /// The same into any folder. Names come from the backup and its definition: one that leads out of the folder is no name.
+    pub(crate) fn place_in(&mut self, folder: &Path, saved: &str, name: &str) -> Option<PathBuf> {
+        if !is_plain(name) {
+            self.remarks.finding(format!("{saved:?} of the backup is left out: it would not be a file in {}", folder.display()));
+            return None;
+        }
+        let path = folder.join(name);
+        self.files.push(Placed { saved: saved.to_owned(), path: path.clone() });
+        Some(path)
+    }
+}
+
+/// Whether a name is that of a file in a folder, and leads nowhere else.
+pub(super) fn is_plain(name: &str) -> bool {
+    Path::new(name).file_name() == Some(OsStr::new(name)) && !name.contains('\0')
 }
 
 /// Rewrites a definition.

@@ -139,6 +139,7 @@ fn whatever_reaches_to_the_host_is_refused_until_its_word_is_allowed() {
         (HostDevice, "", "", "<interface type='hostdev'><source><address type='pci'/></source></interface>".into()),
         (HostDevice, "", "", "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>".into()),
         (HostDevice, "", "", "<interface type='direct'><source dev='eth0' mode='passthrough'/></interface>".into()),
+        (HostDevice, "", "", "<interface type='ethernet'><target dev='tun0' managed='no'/></interface>".into()),
         (Unknown, "", "", "<interface type='new'/>".into()),
         // ---- other devices ----
         (SharedFolder, "", "", "<filesystem type='mount'><source dir='/'/><target dir='x'/></filesystem>".into()),
@@ -274,4 +275,23 @@ fn all_is_said_at_once_with_the_words() {
         problem.hint().unwrap(),
         "if you know what all of it does (`keepmark show BACKUP --file domain.xml`), allow it: --allow qemu-arguments,script"
     );
+}
+
+#[test]
+fn a_saved_files_name_leads_nowhere_else() {
+    let tpm = "<tpm><backend type='emulator' version='2.0'/></tpm>";
+    let secret = "<disk type='file' device='cdrom'><source file='/x'><encryption><secret uuid='../../etc/x'/></encryption></source><target dev='sdz'/></disk>";
+    let definition = domain("", "", &format!("{DISK}{tpm}{secret}"));
+    let saved = ["swtpm./etc/x", "swtpm.../x", "swtpm...", "swtpm.", "swtpm.a/b", "swtpm.tpm2-00.permall", "secret-../../etc/x.xml"];
+    let wish = Wish { saved: saved.map(str::to_owned).into(), ..wish(&[Allow::HostFile]) };
+    let present = Facts { present: ["/x".to_owned()].into(), swtpm: "/swtpm".into(), ..facts() };
+    let written = rewrite(&definition, &present, &wish, &mut || 7).unwrap();
+    let places: Vec<String> = written.files.iter().map(|file| file.path.display().to_string()).collect();
+    assert_eq!(places, [format!("/swtpm/{UUID}/tpm2/tpm2-00.permall")]);
+    let file = definition.replace("version='2.0'/>", "version='2.0'><source type='file' path='/x'/></backend>");
+    let written_file = rewrite(&file, &present, &wish, &mut || 7).unwrap();
+    assert!(written_file.xml.contains("path='/images/a/tpm/tpm2-00.permall'"), "{}", written_file.xml);
+    let folder = definition.replace(UUID, "../../../etc/cron.d");
+    assert!(matches!(rewrite(&folder, &present, &wish, &mut || 7), Err(Error::Lacks { what: "uuid", .. })));
+    assert_eq!(told(&written).matches("is left out: it would not be a file in").count(), saved.len() - 1, "{}", told(&written));
 }

@@ -1,10 +1,7 @@
 //! An emulated TPM of a restored domain: where its state goes.
 
-use std::path::Path;
-
 use super::allow::Allow;
-use super::facts::Placed;
-use super::rewrite::Work;
+use super::rewrite::{Work, is_plain};
 use super::tree::Element;
 use crate::tpm::{PREFIX, state_folder};
 
@@ -35,7 +32,9 @@ fn one(tpm: &mut Element, work: &mut Work<'_>) {
         let path = if is_file { folder.join(state_file(&saved)) } else { folder.clone() };
         source.set("path", &path.to_string_lossy());
     }
-    work.files.extend(saved.iter().map(|name| Placed { saved: name.clone(), path: folder.join(bare(name)) }));
+    for name in &saved {
+        work.place_in(&folder, name, bare(name));
+    }
 }
 
 fn reach(backend: &Element, work: &mut Work<'_>) {
@@ -46,10 +45,10 @@ fn reach(backend: &Element, work: &mut Work<'_>) {
     work.reaches(word, format!("a TPM of the host ({kind} {})", places.join(" ")));
 }
 
-fn bare(saved: &str) -> &Path {
-    Path::new(saved.strip_prefix(PREFIX).unwrap_or(saved))
+fn bare(saved: &str) -> &str {
+    saved.strip_prefix(PREFIX).unwrap_or(saved)
 }
 
-fn state_file(saved: &[String]) -> &Path {
-    saved.first().map_or(Path::new("state"), |name| bare(name))
+fn state_file(saved: &[String]) -> &str {
+    saved.iter().map(|name| bare(name)).find(|name| is_plain(name)).unwrap_or("state")
 }
