@@ -270,7 +270,9 @@ impl Before {
         }
         let newest = world.stores[self.store].backups.last()?;
         // A clock that was set back makes an older bitmap look younger: a doubt, and a resync that nothing needed.
-        let excused = |disk: &&ManifestDisk| world.set_back && disk.reason.contains("cleared or paused");
+        // And a checkpoint is one of all disks: when one disk's bitmap is contradicted, none can build on it.
+        let is_shared = |disk: &ManifestDisk| disk.reason.contains("the checkpoint that they share");
+        let excused = |disk: &&ManifestDisk| is_shared(disk) || world.set_back && disk.reason.contains("cleared or paused");
         let provable = match order.kind {
             WantedKind::Full | WantedKind::Auto(_) => return None,
             WantedKind::Differential => &self.anchored,
