@@ -84,11 +84,11 @@ pub trait DiskChanges: Send {
     /// When one cannot be made; which of the others were is unknown.
     fn apply(&mut self, changes: &mut dyn Iterator<Item = Change>) -> Result<()>;
 
-    /// Returns when everything that was changed is durable.
+    /// Returns when everything that was changed is durable, however long that takes, unless `interrupted` says to wait no longer.
     ///
     /// # Errors
     /// When it is not.
-    fn flush(&mut self) -> Result<()>;
+    fn flush(&mut self, interrupted: &dyn Fn() -> bool) -> Result<()>;
 }
 
 /// One change of a disk.

@@ -162,6 +162,21 @@ impl Client {
         completion.outcome.map(|_| ()).map_err(|failure| self.failed(order, &failure))
     }
 
+    /// Whether the first connection has an answer, or its end, within this time.
+    pub(crate) fn first_has_answer(&mut self, within: Duration) -> Result<bool> {
+        let first = self.first();
+        first.send()?;
+        if first.link.has_buffered() {
+            return Ok(true);
+        }
+        let limit = Timespec::try_from(within).ok();
+        match poll(&mut [PollFd::new(first.link.socket(), PollFlags::IN)], limit.as_ref()) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(first.link.io(DOING, error.into())),
+        }
+    }
+
     /// Receives from the first connection until a request is complete.
     pub(crate) fn complete_first(&mut self) -> Result<Completion> {
         loop {

@@ -63,6 +63,12 @@ pub enum Error {
         /// What it sent.
         source: Violation,
     },
+    /// The caller did not want to wait any longer.
+    #[error("interrupted while the NBD server at {server} made durable what was written")]
+    Interrupted {
+        /// The address.
+        server: String,
+    },
     /// The server closed the connection, or died.
     #[error("the NBD server at {server} closed the connection during {doing}")]
     Disconnected {

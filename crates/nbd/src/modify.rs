@@ -1,5 +1,7 @@
 //! Writing, zeroing, trimming and flushing, for restores through a server.
 
+use std::time::Duration;
+
 use crate::client::Client;
 use crate::connection::{Body, Order};
 use crate::error::{Error, Result};
@@ -8,6 +10,8 @@ use crate::wire::Command;
 
 /// Bytes zeroed or trimmed by one request. A server may have to write them one by one while a time-out runs.
 const ZERO_MAX: u64 = 1 << 30;
+/// How often it is asked whether a flush is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl Client {
     /// Writes all `items` (offset and content), up to `in_flight` requests outstanding, in no particular order:
@@ -50,13 +54,26 @@ impl Client {
         self.run_pieces(Command::Trim, offered, offset, length)
     }
 
-    /// Returns when everything written so far is durable.
+    /// Returns when everything written so far is durable, however long that takes: how much a disk has to write then, nobody can tell.
     pub fn flush(&mut self) -> Result<()> {
+        self.flush_unless(&|| false)
+    }
+
+    /// As [`Self::flush`], unless `interrupted` says that nobody wants to wait any longer ([`Error::Interrupted`]).
+    pub fn flush_unless(&mut self, interrupted: &dyn Fn() -> bool) -> Result<()> {
         self.settle()?;
         if !self.info().can_flush {
             return Err(self.not_offered(Command::Flush));
         }
-        self.run(Command::Flush, 0, 0)
+        let order = Order { command: Command::Flush, offset: 0, length: 0, tag: 0 };
+        self.first().submit(order, &[], Body::Nothing)?;
+        while !self.first_has_answer(LOOK)? {
+            if interrupted() {
+                return Err(Error::Interrupted { server: self.server() });
+            }
+        }
+        let completion = self.complete_first()?;
+        completion.outcome.map(|_| ()).map_err(|failure| self.failed(order, &failure))
     }
 
     fn write_pieces(&mut self, offset: u64, content: &[u8], credit: usize) -> Result<()> {

@@ -67,7 +67,7 @@ impl DiskChanges for NbdChanges {
         Ok(())
     }
 
-    fn flush(&mut self) -> seam::Result<()> {
-        Ok(self.client.flush().map_err(self.failed())?)
+    fn flush(&mut self, interrupted: &dyn Fn() -> bool) -> seam::Result<()> {
+        Ok(self.client.flush_unless(interrupted).map_err(self.failed())?)
     }
 }

@@ -206,7 +206,10 @@ impl Run<'_> {
         let counted = Counted::default();
         let (sender, receiver) = sync_channel(WAITING_MAX);
         let (compared, written) = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| write_all(changes.as_mut(), &mut receiver.into_iter().inspect(|change| counted.count(change))));
+            let writer = scope.spawn(|| {
+                let mut all = receiver.into_iter().inspect(|change| counted.count(change));
+                write_all(changes.as_mut(), &mut all, &|| self.scoping.monitor.interrupted())
+            });
             let comparison = Comparison { disk, backup: self.target, monitor: self.scoping.monitor };
             let give = |change| sender.send(change).map_err(|_| ended(&disk.name).into());
             let compared = comparison.run(now.as_mut(), &found.candidates, &give);
@@ -219,9 +222,9 @@ impl Run<'_> {
     }
 }
 
-fn write_all(changes: &mut dyn DiskChanges, all: &mut dyn Iterator<Item = Change>) -> Result<()> {
+fn write_all(changes: &mut dyn DiskChanges, all: &mut dyn Iterator<Item = Change>, interrupted: &dyn Fn() -> bool) -> Result<()> {
     changes.apply(all)?;
-    changes.flush()
+    changes.flush(interrupted)
 }
 
 fn ended(disk: &DiskName) -> Error {

@@ -383,3 +383,21 @@ fn writes_are_split_and_failures_named() {
     assert!(matches!(client.trim(0, 10), Err(Error::NotOffered { command: "trim", .. })));
     assert!(matches!(client.flush(), Err(Error::NotOffered { .. })));
 }
+
+#[test]
+fn a_flush_takes_as_long_as_it_takes_unless_nobody_waits_for_it_any_more() {
+    const HAS_FLUSH: u16 = 1 << 2;
+    let fake = Fake::honest(Claims { flags: 1 | HAS_FLUSH, ..Claims::default() }, |peer| {
+        while let Some((request, _)) = peer.request() {
+            std::thread::sleep(Duration::from_millis(600));
+            peer.simple(request.cookie, 0, b"");
+        }
+    });
+    let hasty = Options { timeout: Some(Duration::from_millis(150)), ..options("", &CONTEXTS) };
+    let mut client = Client::connect(&fake.address, &hasty).expect("connects");
+    client.flush().expect("waits longer than for anything else");
+    let asked = std::cell::Cell::new(0);
+    let begun = Instant::now();
+    let interrupted = client.flush_unless(&|| asked.replace(asked.get() + 1) > 0);
+    assert!(matches!(interrupted, Err(Error::Interrupted { .. })) && begun.elapsed() < Duration::from_millis(500), "{interrupted:?}");
+}

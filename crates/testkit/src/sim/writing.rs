@@ -98,7 +98,7 @@ impl DiskChanges for SimChanges {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self, _: &dyn Fn() -> bool) -> Result<()> {
         lock(&self.world).effect()
     }
 }
