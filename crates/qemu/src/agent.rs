@@ -85,7 +85,16 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Freezes all file systems; gives how many.
+    /// Whether the file systems are frozen already. An agent that does not tell counts as no.
+    ///
+    /// # Errors
+    /// When the agent does not answer in time.
+    pub fn is_frozen(&mut self, within: Duration) -> Result<bool> {
+        Ok(self.ask("guest-fsfreeze-status", within)?.is_ok_and(|status| status == "frozen"))
+    }
+
+    /// Freezes all file systems; gives how many. An agent that refuses has frozen nothing: it is not thawed then, since perhaps somebody else
+    /// has frozen it.
     ///
     /// When the time passes without an answer, a thaw is sent after it: the agent works in order, so that a freeze that
     /// comes late is taken back at once.
@@ -93,11 +102,12 @@ impl Agent {
     /// # Errors
     /// When the agent refuses or does not answer in time.
     pub fn freeze(&mut self, within: Duration) -> Result<u64> {
-        let frozen = self.call("guest-fsfreeze-freeze", within);
+        let frozen = self.ask("guest-fsfreeze-freeze", within);
         if frozen.is_err() {
             drop(self.send("guest-fsfreeze-thaw", &Value::Null, within));
         }
-        Ok(frozen?.as_u64().unwrap_or_default())
+        let frozen = frozen?.map_err(|words| self.refused("guest-fsfreeze-freeze", &words))?;
+        Ok(frozen.as_u64().unwrap_or_default())
     }
 
     /// Thaws all file systems.
@@ -105,7 +115,7 @@ impl Agent {
     /// # Errors
     /// When the agent refuses or does not answer in time.
     pub fn thaw(&mut self, within: Duration) -> Result<()> {
-        self.call("guest-fsfreeze-thaw", within).map(drop)
+        self.ask("guest-fsfreeze-thaw", within)?.map(drop).map_err(|words| self.refused("guest-fsfreeze-thaw", &words))
     }
 
     fn synchronise(&mut self, within: Duration) -> Result<()> {
@@ -123,14 +133,17 @@ impl Agent {
         }
     }
 
-    fn call(&mut self, command: &str, within: Duration) -> Result<Value> {
+    // The inner result is the agent's refusal, in its words.
+    fn ask(&mut self, command: &str, within: Duration) -> Result<std::result::Result<Value, String>> {
         self.send(command, &Value::Null, within)?;
         let line = self.read_until(b'\n', Instant::now() + within, within)?;
         let reply: Value = serde_json::from_slice(&line).map_err(|error| self.fail(format!("answered {command} with rubbish: {error}")))?;
-        match reply["error"]["desc"].as_str() {
-            Some(words) => Err(self.fail(format!("refused {command}: {}", words.chars().take(200).collect::<String>()))),
-            None => Ok(reply["return"].clone()),
-        }
+        let refusal = reply["error"]["desc"].as_str().map(|words| words.chars().take(200).collect());
+        Ok(refusal.map_or_else(|| Ok(reply["return"].clone()), Err))
+    }
+
+    fn refused(&self, command: &str, words: &str) -> Error {
+        self.fail(format!("refused {command}: {words}"))
     }
 
     fn send(&mut self, command: &str, arguments: &Value, within: Duration) -> Result<()> {
@@ -248,6 +261,22 @@ mod tests {
         assert!(error.to_string().contains("did not answer"), "{error}");
         drop(agent);
         assert_eq!(thread.join().unwrap(), ["guest-sync-delimited", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]);
+    }
+
+    #[test]
+    fn a_freeze_of_somebody_elses_is_seen_and_not_thawed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, thread) = guest(folder.path(), Some("{\"return\": \"frozen\"}\n"));
+        assert!(Agent::connect(&socket, Duration::from_secs(2)).unwrap().is_frozen(Duration::from_secs(2)).unwrap());
+        assert_eq!(thread.join().unwrap(), ["guest-sync-delimited", "guest-fsfreeze-status"]);
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, thread) = guest(folder.path(), Some("{\"error\": {\"desc\": \"the agent is in frozen state\"}}\n"));
+        let mut agent = Agent::connect(&socket, Duration::from_secs(2)).unwrap();
+        assert!(!agent.is_frozen(Duration::from_secs(2)).unwrap());
+        let error = agent.freeze(Duration::from_secs(2)).unwrap_err();
+        assert!(error.to_string().contains("refused"), "{error}");
+        drop(agent);
+        assert_eq!(thread.join().unwrap(), ["guest-sync-delimited", "guest-fsfreeze-status", "guest-fsfreeze-freeze"]);
     }
 
     #[test]

@@ -61,6 +61,12 @@ impl<'a> Stillness<'a> {
             return Err(Error::Agent { socket: channel.socket.clone(), problem: "has no agent in the guest behind it".into() });
         }
         let mut agent = Agent::connect(&channel.socket, AGENT_WAIT.min(deadline))?;
+        if agent.is_frozen(AGENT_WAIT.min(deadline))? {
+            return Err(Error::Agent {
+                socket: channel.socket.clone(),
+                problem: "says that somebody else has frozen the file systems".into(),
+            });
+        }
         self.mark(FROZEN)?;
         let announced = self.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.freezing(deadline + FREEZE_SLACK, &channel.socket));
         announced.or_else(|error| self.unmark(FROZEN).and(Err(error)))?;
