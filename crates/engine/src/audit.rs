@@ -1,11 +1,13 @@
 //! The audit of an incremental, before anything is stored: do the blocks that the bitmaps call clean still fit the base?
 
 use keepmark_model::audit::{
-    AuditRecord, AuditWish, end, end_chunks, last_clean, sample, sample_count, suspicion, undetected_max_ppm, window, windows_from_end,
+    AuditRecord, AuditWish, clean_from_end, end, end_chunks, sample, sample_count, suspicion, undetected_max_ppm, window, windows_from_end,
 };
 use keepmark_model::rules::{Rule, broken};
-use keepmark_model::seam::{BackupReader, FrozenDisk, Result};
+use keepmark_model::seam::{BackupReader, FrozenDisk, Monitor, Result};
 use keepmark_model::{ChunkIndex, ChunkSize, DiskName, Extent, Extents, Size};
+
+use crate::error::Error;
 
 /// What an audit compares with, and how much is wanted.
 pub struct Audit<'a> {
@@ -19,6 +21,8 @@ pub struct Audit<'a> {
     pub wish: AuditWish,
     /// Chooses the sample; fresh for every audit.
     pub seed: u64,
+    /// Who says that it is to end.
+    pub monitor: &'a dyn Monitor,
 }
 
 /// What an audit found.
@@ -64,28 +68,42 @@ fn chunks_at_end(
     if changed.total() >= size {
         return Ok(Vec::new());
     }
-    let last = end_of_clean_data(name, size, changed, chunk, audit.base)?;
+    let last = end_of_clean_content(name, size, changed, chunk, audit)?;
     let end = end(last, audit.cluster, chunk, size);
     let clean = Extents::from_iter([end]).round_out(chunk, size).difference(changed);
     let (now, then) = (disk.data(&clean)?, audit.base.data(name, &clean)?.clip(size));
-    Ok(end_chunks(end, changed, &now, &then, chunk, size))
+    Ok(end_chunks(last, audit.cluster, changed, (&now, &then), chunk, size))
 }
 
-/// The last chunk that is called clean and held data.
-fn end_of_clean_data(
-    name: &DiskName,
-    size: Size,
-    changed: &Extents,
-    chunk: ChunkSize,
-    base: &dyn BackupReader,
-) -> Result<Option<ChunkIndex>> {
+/// The last chunk that is called clean and was not all zeros.
+fn end_of_clean_content(name: &DiskName, size: Size, changed: &Extents, chunk: ChunkSize, audit: &Audit<'_>) -> Result<Option<ChunkIndex>> {
     for window in windows_from_end(size) {
-        let data_then = base.data(name, &Extents::from_iter([window]))?.clip(size);
-        if let Some(last) = last_clean(&data_then, changed, chunk) {
-            return Ok(Some(last));
+        let data_then = audit.base.data(name, &Extents::from_iter([window]))?.clip(size);
+        let last = first_with_content(clean_from_end(&data_then, changed, chunk), name, size, chunk, audit)?;
+        if last.is_some() {
+            return Ok(last);
         }
     }
     Ok(None)
+}
+
+/// The first of these chunks that is not all zeros in the base, by its bytes: an image that was pushed keeps written zeros as data.
+fn first_with_content(
+    mut chunks: impl Iterator<Item = ChunkIndex>,
+    name: &DiskName,
+    size: Size,
+    chunk: ChunkSize,
+    audit: &Audit<'_>,
+) -> Result<Option<ChunkIndex>> {
+    let zeros = vec![0; usize::try_from(chunk.bytes()).unwrap_or(usize::MAX)];
+    let has_content = |index: &ChunkIndex| {
+        if audit.monitor.interrupted() {
+            return Err(Error::Interrupted.into());
+        }
+        let bytes = usize::try_from(chunk.extent(*index, size).len()).unwrap_or(usize::MAX).min(zeros.len());
+        Ok(broken(Rule::EndByBytes) || !audit.base.is_same(name, *index, &zeros[..bytes])?)
+    };
+    chunks.find_map(|index| has_content(&index).map(|has| has.then_some(index)).transpose()).transpose()
 }
 
 /// The allocation of the part of the disk whose turn it is, and a random sample of it.
@@ -96,7 +114,9 @@ fn sampled(disk: &mut dyn FrozenDisk, name: &DiskName, changed: &Extents, chunk:
     let data_then = audit.base.data(name, &within)?.clip(size);
     let data_now = disk.data(&within)?;
     let suspect = suspicion(window, changed, &data_now, &data_then, chunk, size);
-    if let Some(lie) = suspect.contradictions.iter().next().filter(|_| !broken(Rule::Allocation)) {
+    let holes = suspect.contradictions.chunks(chunk).filter(|_| !broken(Rule::Allocation));
+    if let Some(index) = first_with_content(holes, name, size, chunk, audit)? {
+        let lie = chunk.extent(index, size);
         return Ok(Audited::Contradiction(format!(
             "bytes {} to {} are called clean and held data in the last backup, but are a hole now",
             lie.start, lie.end

@@ -5,13 +5,16 @@
 //! leaves no backup and, at worst, a checkpoint that no manifest names: the next run removes it.
 
 mod at_once;
+pub(crate) mod doubted;
 
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use keepmark_model::audit::AuditWish;
+use keepmark_model::clock;
 use keepmark_model::facts::{Power, VmFacts};
 use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::{Kind, MANIFEST_VERSION, Manifest, ManifestDisk, StoredBackup};
@@ -26,6 +29,7 @@ use keepmark_model::{BackupId, CheckpointName, ChunkSize, Extent, Failure, VmId}
 
 use crate::audit::Audit;
 use crate::backup::at_once::Contradicted;
+use crate::backup::doubted::Doubted;
 use crate::capture::{Captured, Scope, capture, look};
 use crate::error::Error;
 use crate::push::{self, Mode, Way};
@@ -70,6 +74,7 @@ pub fn outlook(vm: &mut dyn Hypervisor, store: &dyn Store, request: &Request, no
     let facts = vm.facts()?;
     let (sequence, damaged) = store.backups(Some(&facts.identity.id()))?;
     damaged.iter().for_each(|text| monitor.finding(text));
+    clock::finding(&sequence, now).iter().for_each(|text| monitor.finding(text));
     let plan = plan(&facts, &sequence, request, now)?;
     Ok(Outlook { facts, sequence, plan })
 }
@@ -96,12 +101,18 @@ pub fn backup(
     let outlook = outlook(vm, store, &job.request, (world.now)(), monitor)?;
     let run = Run { outlook: &outlook, job, store, world, monitor, started };
     let way = run.way(vm)?;
-    let result = run.attempt(vm, &way).or_else(|failure| match failure.get::<Contradicted>() {
-        Some(found) => {
+    let result = run.attempt(vm, &way).or_else(|failure| match (failure.get::<Doubted>(), failure.get::<Contradicted>()) {
+        (Some(doubted), _) => {
+            // A push that was broken off may have left something.
+            clean_up(vm, monitor)?;
+            let again = if way == Way::Push(Pushing::AsTheMoment) { Way::Pull(None) } else { way };
+            Run { outlook: &doubted.instead(&outlook), ..run }.attempt(vm, &again)
+        }
+        (None, Some(found)) => {
             monitor.note(&format!("pulled, not pushed: {failure}"));
             Run { outlook: &found.instead(&outlook), ..run }.attempt(vm, &Way::Pull(None))
         }
-        None => Err(failure),
+        (None, None) => Err(failure),
     });
     result.map(|(id, manifest)| BackupReport::new(id, &manifest))
 }
@@ -152,14 +163,18 @@ impl Run<'_> {
     /// One try: published, or nothing is left of it.
     fn attempt(&self, vm: &mut dyn Hypervisor, way: &Way) -> Result<(BackupId, Manifest)> {
         // It may take long, and the moment is afterwards.
-        let audited = if *way == Way::Push(Pushing::AsTheMoment) { self.audited_before(vm)? } else { Vec::new() };
+        let audited = if *way == Way::Push(Pushing::AsTheMoment) { self.audited_before(vm) } else { Ok(Vec::new()) };
+        let audited = audited.inspect_err(|failure| self.condemn(vm, failure))?;
         let name = || CheckpointName::make((self.world.now)(), &self.store.id(), (self.world.random)());
         let checkpoint = self.outlook.plan.checkpoint.then(name);
         let result = self.capture_and_publish(vm, checkpoint.as_ref(), way, &audited);
         match (&result, &checkpoint) {
             (Ok((id, manifest)), _) => self.remove_obsolete(vm, id, manifest),
-            (Err(_), Some(name)) => self.remove_unpublished(vm, name),
-            (Err(_), None) => {}
+            (Err(failure), Some(name)) => {
+                self.condemn(vm, failure);
+                self.remove_unpublished(vm, name);
+            }
+            (Err(failure), None) => self.condemn(vm, failure),
         }
         result
     }
@@ -173,7 +188,7 @@ impl Run<'_> {
     ) -> Result<(BackupId, Manifest)> {
         let id: VmId = self.outlook.facts.identity.id();
         let definition = vm.definition()?;
-        let time = self.time_of_backup();
+        let time = (self.world.now)();
         let mut writer = self.store.begin(&id, time)?;
         let Taken { moment, captured, left } = match way {
             Way::Push(Pushing::AsTheMoment) => self.push_at_once(vm, checkpoint, audited, writer.as_mut()),
@@ -207,16 +222,6 @@ impl Run<'_> {
         Ok(Taken { moment, captured, left })
     }
 
-    /// Never before the newest backup: a clock that was set back must not change the order of the sequence.
-    fn time_of_backup(&self) -> Timestamp {
-        let now = (self.world.now)();
-        let Some(newest) = self.outlook.sequence.last().map(|backup| backup.manifest.time).filter(|newest| *newest >= now) else {
-            return now;
-        };
-        self.monitor.note(&format!("the clock says {now}, but the newest backup is of {newest}; this one is dated just after it"));
-        newest.checked_add(jiff::Span::new().milliseconds(1)).unwrap_or(newest)
-    }
-
     fn point_request(&self, checkpoint: Option<&CheckpointName>, push: Push) -> PointRequest {
         let point_disk =
             |disk: &DiskPlan| PointDisk { name: disk.name.clone(), since: disk.since.as_ref().map(|base| base.checkpoint.clone()) };
@@ -230,15 +235,20 @@ impl Run<'_> {
     }
 
     fn capture_all(&self, point: &mut dyn FrozenPoint, writer: &mut dyn BackupWriter) -> Result<Vec<Captured>> {
-        let mut captured = Vec::with_capacity(self.outlook.plan.disks.len());
-        for disk in &self.outlook.plan.disks {
-            if self.monitor.interrupted() {
-                return Err(Error::Interrupted.into());
-            }
-            let mut frozen = point.disk(&disk.name)?;
-            captured.push(self.capture_disk(frozen.as_mut(), disk, writer)?);
+        let disks = &self.outlook.plan.disks;
+        let mut frozen = disks.iter().map(|disk| point.disk(&disk.name)).collect::<Result<Vec<_>>>()?;
+        let scopes = self.audited_all(&mut frozen)?;
+        self.check_believed(&scopes)?;
+        let mut captured = Vec::with_capacity(disks.len());
+        for ((disk, scope), mut frozen) in disks.iter().zip(&scopes).zip(frozen) {
+            self.check_interrupted()?;
+            captured.push(self.capture_disk(frozen.as_mut(), disk, scope, writer)?);
         }
         Ok(captured)
+    }
+
+    fn check_interrupted(&self) -> Result<()> {
+        if self.monitor.interrupted() { Err(Error::Interrupted.into()) } else { Ok(()) }
     }
 
     /// What can be pushed is, and audited meanwhile. The rest is read, and so is what the audit throws away.
@@ -246,42 +256,46 @@ impl Run<'_> {
         let disks = &self.outlook.plan.disks;
         let mut frozen = disks.iter().map(|disk| point.disk(&disk.name)).collect::<Result<Vec<_>>>()?;
         let targets = disks.iter().map(|disk| push::target(disk, writer)).collect::<Result<Vec<_>>>()?;
+        let is_vain = AtomicBool::new(false);
         let (moved, scopes) = thread::scope(|threads| {
-            let audits = threads.spawn(|| self.audited_meanwhile(&mut frozen, &targets));
+            let audits = threads.spawn(|| {
+                let scopes = self.audited_all(&mut frozen);
+                is_vain.store(scopes.as_ref().is_ok_and(|scopes| self.check_believed(scopes).is_err()), Ordering::Relaxed);
+                scopes
+            });
             let due: Vec<PushTarget> = targets.iter().flatten().cloned().collect();
-            let moved = push::write(point, &due, self.monitor);
+            let moved = push::write(point, &due, &is_vain, self.monitor);
             (moved, audits.join().unwrap_or_else(|panic| resume_unwind(panic)))
         });
-        let (mut moved, scopes) = (moved?.into_iter(), scopes?);
+        let scopes = scopes?;
+        self.check_believed(&scopes)?;
+        let mut moved = moved?.into_iter();
         let mut captured = Vec::with_capacity(disks.len());
         for (((disk, frozen), target), scope) in disks.iter().zip(&mut frozen).zip(&targets).zip(scopes) {
             let moved = target.as_ref().and_then(|_| moved.next());
-            captured.push(match (target, scope, moved) {
-                (Some(target), Some(scope), Some(moved)) if push::is_pushable(disk, &scope) => {
-                    push::taken_over(target, &scope, moved, writer)?
-                }
-                (_, Some(scope), _) => self.capture_disk(frozen.as_mut(), &scope.plan(disk), writer)?,
-                _ => self.capture_disk(frozen.as_mut(), disk, writer)?,
+            captured.push(match (target, moved) {
+                (Some(target), Some(moved)) if push::is_pushable(disk, &scope) => push::taken_over(target, &scope, moved, writer)?,
+                _ => self.capture_disk(frozen.as_mut(), disk, &scope, writer)?,
             });
         }
         Ok(captured)
     }
 
-    /// What an audit says of each disk that is being pushed.
-    fn audited_meanwhile(&self, frozen: &mut [Box<dyn FrozenDisk>], targets: &[Option<PushTarget>]) -> Result<Vec<Option<Scope>>> {
-        let audited = |((disk, frozen), target): ((&DiskPlan, &mut Box<dyn FrozenDisk>), &Option<PushTarget>)| match target {
-            Some(_) => self.scope_of(frozen.as_mut(), disk).map(Some),
-            None => Ok(None),
+    /// What is to be looked at of each disk, audited, before anything of any is stored.
+    fn audited_all(&self, frozen: &mut [Box<dyn FrozenDisk>]) -> Result<Vec<Scope>> {
+        let audited = |(disk, frozen): (&DiskPlan, &mut Box<dyn FrozenDisk>)| {
+            self.check_interrupted()?;
+            self.scope_of(frozen.as_mut(), disk)
         };
-        self.outlook.plan.disks.iter().zip(frozen).zip(targets).map(audited).collect()
+        self.outlook.plan.disks.iter().zip(frozen).map(audited).collect()
     }
 
     fn scope_of(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan) -> Result<Scope> {
         self.audited(disk, |disk, chunk, audit| look(frozen, disk, chunk, audit, self.monitor))
     }
 
-    fn capture_disk(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan, writer: &mut dyn BackupWriter) -> Result<Captured> {
-        self.audited(disk, |disk, chunk, audit| capture(frozen, disk, chunk, audit, writer, self.monitor))
+    fn capture_disk(&self, frozen: &mut dyn FrozenDisk, disk: &DiskPlan, scope: &Scope, writer: &mut dyn BackupWriter) -> Result<Captured> {
+        capture(frozen, disk, scope, self.chunk_size(disk), writer, self.monitor)
     }
 
     /// Does `work` with what an audit of the disk needs; with another plan where the base cannot be opened.
@@ -303,6 +317,7 @@ impl Run<'_> {
             cluster: self.cluster_size(&disk),
             wish: self.job.audit,
             seed: self.world.seed(),
+            monitor: self.monitor,
         });
         work(&disk, chunk, audit.as_ref())
     }
@@ -347,6 +362,7 @@ impl Run<'_> {
             version: MANIFEST_VERSION,
             program: self.job.program.clone(),
             vm: facts.identity.clone(),
+            number: next_number(&self.outlook.sequence),
             time,
             kind: if turned.is_some() { Kind::Resync } else { planned.kind },
             wanted: Some(planned.due.role),
@@ -361,10 +377,12 @@ impl Run<'_> {
             power: facts.power,
             hypervisor: facts.hypervisor.clone(),
             disks,
+            left_out: planned.left_out.clone(),
             skipped: facts.skipped.clone(),
             findings,
         };
-        manifest.standing = Standing::of(&self.outlook.sequence).with(manifest.role(), time);
+        let standing = Standing::of(&self.outlook.sequence, time);
+        manifest.standing = if manifest.is_complete() { standing.with(manifest.role(), time) } else { standing };
         manifest
     }
 
@@ -378,6 +396,7 @@ impl Run<'_> {
             format: facts.format.clone(),
             cluster_size: facts.cluster_size,
             image: facts.image.clone(),
+            image_id: facts.layers.first().and_then(|active| active.id.clone()),
             backing: facts.layers.iter().skip(1).map(|below| below.image.clone()).collect(),
             chunk_size: self.chunk_size(planned),
             checkpointed,
@@ -414,6 +433,11 @@ impl Run<'_> {
             self.monitor.note(&format!("checkpoint {name} stays until the next run removes it: {}", in_one_line(&failure)));
         }
     }
+}
+
+/// After all that there are, whatever their clocks said.
+fn next_number(sequence: &[StoredBackup]) -> u64 {
+    sequence.iter().map(|backup| backup.manifest.number).max().unwrap_or(0).saturating_add(1)
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {

@@ -42,32 +42,33 @@ pub struct Scope {
     pub base: Option<BackupId>,
     /// What is most likely the same, where everything is looked at.
     pub compare: Option<BackupId>,
+    /// Whether its bitmap was contradicted.
+    pub is_contradicted: bool,
     dirty: Extents,
     audit: Option<(Option<AuditRecord>, u64)>,
 }
 
-/// Reads what the plan says of one disk and stores it.
+/// Reads what is to be looked at of one disk and stores it.
 ///
 /// # Errors
 /// When anything cannot be read or stored, or the user interrupts.
 pub fn capture(
     disk: &mut dyn FrozenDisk,
     plan: &DiskPlan,
+    scope: &Scope,
     chunk: ChunkSize,
-    auditing: Option<&Audit<'_>>,
     writer: &mut dyn BackupWriter,
     monitor: &dyn Monitor,
 ) -> Result<Captured> {
-    check_size(disk, plan)?;
-    match on_base(disk, plan, chunk, auditing, writer, monitor) {
-        Err(failure) if uses_another(plan) && !monitor.interrupted() && is_base_unusable(&failure) => {
+    match store(disk, plan, scope, chunk, writer, monitor) {
+        Err(failure) if scope.uses_another() && !monitor.interrupted() && is_base_unusable(&failure) => {
             store(disk, plan, &without_base(plan, &failure, monitor), chunk, writer, monitor)
         }
         result => result,
     }
 }
 
-/// What of a disk has to be looked at, audited as ever, for those who do not read it by [`capture`].
+/// What of a disk has to be looked at, audited.
 ///
 /// # Errors
 /// When anything cannot be read.
@@ -91,22 +92,6 @@ fn check_size(disk: &dyn FrozenDisk, plan: &DiskPlan) -> Result<()> {
         return Ok(());
     }
     Err(Error::SizeChanged { disk: plan.name.to_string(), planned: plan.size.0, frozen: size.0 }.into())
-}
-
-fn uses_another(plan: &DiskPlan) -> bool {
-    plan.since.is_some() || plan.compare.is_some()
-}
-
-fn on_base(
-    disk: &mut dyn FrozenDisk,
-    plan: &DiskPlan,
-    chunk: ChunkSize,
-    auditing: Option<&Audit<'_>>,
-    writer: &mut dyn BackupWriter,
-    monitor: &dyn Monitor,
-) -> Result<Captured> {
-    let scope = scope(disk, plan, chunk, auditing, monitor)?;
-    store(disk, plan, &scope, chunk, writer, monitor)
 }
 
 /// Marks a failure of the store to read the base's tables.
@@ -139,10 +124,19 @@ fn scope(
         Some(Audited::Contradiction(lie)) => {
             monitor.finding(&format!("disk {}: the bitmap cannot be believed, so everything is read: {lie}", plan.name));
             let compare = Some(base.backup.clone());
-            return Ok(whole(plan, &format!("the audit contradicts the bitmap: {lie}"), compare));
+            let whole = whole(plan, &format!("the audit contradicts the bitmap: {lie}"), compare);
+            return Ok(Scope { is_contradicted: true, ..whole });
         }
     };
-    Ok(Scope { kind: plan.kind, reason: plan.reason.clone(), base: Some(base.backup.clone()), compare: None, dirty, audit })
+    Ok(Scope {
+        kind: plan.kind,
+        reason: plan.reason.clone(),
+        base: Some(base.backup.clone()),
+        compare: None,
+        is_contradicted: false,
+        dirty,
+        audit,
+    })
 }
 
 /// Everything is looked at and stored, and it is said why.
@@ -155,7 +149,7 @@ fn without_base(plan: &DiskPlan, failure: &keepmark_model::Failure, monitor: &dy
 /// Everything is looked at, and nothing is taken over unseen; what is the same as in `compare` need not be stored again.
 pub fn whole(plan: &DiskPlan, reason: &str, compare: Option<BackupId>) -> Scope {
     let kind = if plan.kind == Kind::Full { Kind::Full } else { Kind::Resync };
-    Scope { kind, reason: reason.to_owned(), base: None, compare, dirty: Extents::whole(plan.size), audit: None }
+    Scope { kind, reason: reason.to_owned(), base: None, compare, is_contradicted: false, dirty: Extents::whole(plan.size), audit: None }
 }
 
 fn store(
@@ -183,6 +177,10 @@ fn store(
 }
 
 impl Scope {
+    fn uses_another(&self) -> bool {
+        self.base.is_some() || self.compare.is_some()
+    }
+
     /// The plan of a disk that is to be read whole because an audit said so. The audit is not asked again: another sample may miss
     /// what this one has hit.
     pub fn plan(&self, disk: &DiskPlan) -> DiskPlan {

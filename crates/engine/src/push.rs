@@ -2,6 +2,8 @@
 //!
 //! Trust, growth and audit are those of pull mode: both read the same frozen moment.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use keepmark_model::manifest::Kind;
 use keepmark_model::plan::DiskPlan;
 use keepmark_model::pushing::{CannotPush, PushPlace, PushTarget, Pushing};
@@ -88,15 +90,15 @@ pub fn target(plan: &DiskPlan, writer: &mut dyn BackupWriter) -> Result<Option<P
     }
 }
 
-/// Has the hypervisor write images; gives the bytes that it moved for each.
-pub fn write(point: &mut dyn FrozenPoint, targets: &[PushTarget], monitor: &dyn Monitor) -> Result<Vec<u64>> {
+/// Has the hypervisor write images, until they are written in vain; gives the bytes that it moved for each.
+pub fn write(point: &mut dyn FrozenPoint, targets: &[PushTarget], is_vain: &AtomicBool, monitor: &dyn Monitor) -> Result<Vec<u64>> {
     let mut moved = vec![0; targets.len()];
     point.push(targets, &mut |name, done, total| {
         monitor.progress(name.as_str(), done, total);
         if let Some(place) = targets.iter().position(|target| target.disk == *name) {
             moved[place] = total;
         }
-        if monitor.interrupted() { Err(Error::Interrupted.into()) } else { Ok(()) }
+        if monitor.interrupted() || is_vain.load(Ordering::Relaxed) { Err(Error::Interrupted.into()) } else { Ok(()) }
     })?;
     targets.iter().for_each(|target| monitor.finished(target.disk.as_str()));
     Ok(moved)

@@ -120,7 +120,7 @@ fn disk_facts(world: &World) -> DiskFacts {
         granularity: BLOCK,
         dirty: Size(u64::from(bitmap.dirty.count_ones()) * BLOCK),
     };
-    let layer = LayerFacts { image: "/a.qcow2".into(), bitmaps: world.bitmaps.iter().map(bitmap).collect() };
+    let layer = LayerFacts { image: "/a.qcow2".into(), id: None, bitmaps: world.bitmaps.iter().map(bitmap).collect() };
     DiskFacts {
         name: DiskName::new("vda").or_fail("a name"),
         size: Size(u64::from(BLOCKS) * BLOCK),
@@ -141,6 +141,7 @@ fn stored(place: usize, backup: &Backup) -> StoredBackup {
         format: "qcow2".into(),
         cluster_size: None,
         image: "/a.qcow2".into(),
+        image_id: None,
         backing: Vec::new(),
         chunk_size: ChunkSize::DEFAULT,
         checkpointed: true,
@@ -155,6 +156,7 @@ fn stored(place: usize, backup: &Backup) -> StoredBackup {
         version: MANIFEST_VERSION,
         program: String::new(),
         vm: VmIdentity { name: "vm".into(), uuid: None },
+        number: 0,
         time: time(backup.checkpoint),
         kind: Kind::Full,
         wanted: None,
@@ -169,6 +171,7 @@ fn stored(place: usize, backup: &Backup) -> StoredBackup {
         power: Power::Running,
         hypervisor: String::new(),
         disks: vec![disk],
+        left_out: vec![],
         skipped: vec![],
         findings: vec![],
     };

@@ -195,7 +195,7 @@ mod tests {
             cluster_size: None,
             image: "/i".into(),
             persistence: Persistence::Stored,
-            layers: layers.iter().map(|bitmaps| LayerFacts { image: "/i".into(), bitmaps: bitmaps.to_vec() }).collect(),
+            layers: layers.iter().map(|bitmaps| LayerFacts { image: "/i".into(), id: None, bitmaps: bitmaps.to_vec() }).collect(),
         }
     }
 

@@ -8,6 +8,7 @@ use keepmark_model::names::TEMPORARY_PREFIX;
 use keepmark_model::seam::{PointDisk, PointRequest};
 use keepmark_qemu::disks::reply::Node;
 use keepmark_qemu::disks::{Disk, Survey};
+use keepmark_qemu::identity;
 use keepmark_qemu::temporary::{is_delta, is_ours};
 
 use crate::api::View;
@@ -59,7 +60,8 @@ impl Look {
 pub(crate) fn look(link: &mut Link) -> Result<Look> {
     let xml = DomainXml::parse(&link.call(|domain| domain.xml(View::Current))?)?;
     let survey = monitor::look(link)?;
-    let (disks, skipped) = disks::join(&xml, &survey);
+    let (mut disks, skipped) = disks::join(&xml, &survey);
+    identity::identify(&mut disks, &identity::OpenFiles::UNKNOWN);
     let called = disks.iter().filter_map(|disk| Some((disk.facts.name.clone(), without_libvirt(disk, &survey)?))).collect();
     let is_scratch = |node: &&Node| is_temporary(&node.file);
     let has_delta = |node: &Node| node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.as_deref()).any(is_delta);

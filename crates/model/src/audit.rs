@@ -1,8 +1,8 @@
 //! Audit: what of the blocks that the bitmaps call clean is looked at again, and what that proves.
 //!
 //! Three checks cost next to nothing beside an incremental. *End*: a disk that was cut and grown back lost everything behind the
-//! cut, so it lost the last of its clean data: if that one chunk is as it was, and what lies in its cluster and holds data behind it, no
-//! cut harmed anything clean, however large the disk is and wherever the cut lay. *Allocation*: a clean chunk that is a hole now and held data in the base
+//! cut, so it lost the last of its clean content: if that one chunk, which in the base is not all zeros, is as it was, and what lies in its
+//! cluster and holds data behind it, no cut harmed anything clean, however large the disk is and wherever the cut lay. *Allocation*: a clean chunk that is a hole now and held data in the base
 //! is a contradiction at once; one whose holes and data lie otherwise than the base's may be one, and is read. *Sample*: clean
 //! chunks chosen at random are read and compared with the base by hash. All have bounds that do not grow with the disk.
 
@@ -14,7 +14,7 @@ use crate::extents::{ChunkIndex, ChunkSize, Extent, Extents, Size};
 pub const WINDOW_BYTES: u64 = 16 << 30;
 /// The first window in which the last clean data are looked for.
 const END_BYTES: u64 = 64 << 20;
-/// Most chunks that are compared at the end.
+/// Most chunks that are compared behind the cluster of the last clean content.
 pub const END_CHUNKS_MAX: usize = 64;
 /// Fewest chunks that the default sample reads.
 pub const SAMPLE_CHUNKS_MIN: u64 = 4;
@@ -77,13 +77,14 @@ pub fn windows_from_end(size: Size) -> impl Iterator<Item = Extent> {
     })
 }
 
-/// The last chunk that is called clean and holds data in the base, of a window; both sets are whole chunks.
-#[must_use]
-pub fn last_clean(data_then: &Extents, changed: &Extents, chunk: ChunkSize) -> Option<ChunkIndex> {
-    data_then.difference(changed).iter().next_back().map(|extent| chunk.index(extent.end - 1))
+/// The chunks of a window that are called clean and may hold something in the base, from its end; both sets are whole chunks.
+///
+/// A store may keep zeros that were written as data, and zeros are what a cut leaves: only bytes tell which of these is the proof.
+pub fn clean_from_end(data_then: &Extents, changed: &Extents, chunk: ChunkSize) -> impl Iterator<Item = ChunkIndex> {
+    data_then.difference(changed).chunks(chunk).collect::<Vec<_>>().into_iter().rev()
 }
 
-/// Where the end that is looked at begins: with the cluster of the last clean data, or at the disk's start where there are none.
+/// Where the end that is looked at begins: with the cluster of the last clean content, or at the disk's start where there is none.
 ///
 /// A cut inside a cluster leaves what is behind it in its cluster: it comes back when the disk grows again, but the bits that were set for
 /// it do not. So all that is clean in that cluster, and whatever holds data behind it that the base does not know of, may be such a rest.
@@ -93,17 +94,27 @@ pub fn end(last: Option<ChunkIndex>, cluster: u64, chunk: ChunkSize, size: Size)
     Extent::new(start / cluster.max(1) * cluster.max(1), size.0)
 }
 
-/// The clean chunks of the end that hold data now or held some in the base; of very many, the last ones.
+/// The clean chunks of the end that hold data now or held some in the base: all of the cluster of the last clean content, since they are
+/// the proof, and of very many behind it the last ones.
 ///
-/// An image that is thick with zeros behind its data would else be read whole each time; there the sample has to find a cut.
+/// An image that is thick with zeros behind its content would else be read whole each time; what a cut inside a large cluster brings back
+/// there is left to the sample.
 #[must_use]
-pub fn end_chunks(end: Extent, changed: &Extents, now: &Extents, then: &Extents, chunk: ChunkSize, size: Size) -> Vec<ChunkIndex> {
-    let end = Extents::from_iter([end]);
-    let clean = end.round_out(chunk, size).difference(changed);
-    let mut chunks: Vec<ChunkIndex> = now.union(then).round_out(chunk, size).intersection(&clean).chunks(chunk).collect();
-    let surplus = chunks.len().saturating_sub(END_CHUNKS_MAX);
-    chunks.drain(..surplus);
-    chunks
+pub fn end_chunks(
+    last: Option<ChunkIndex>,
+    cluster: u64,
+    changed: &Extents,
+    (now, then): (&Extents, &Extents),
+    chunk: ChunkSize,
+    size: Size,
+) -> Vec<ChunkIndex> {
+    let clean = Extents::from_iter([end(last, cluster, chunk, size)]).round_out(chunk, size).difference(changed);
+    let chunks: Vec<ChunkIndex> = now.union(then).round_out(chunk, size).intersection(&clean).chunks(chunk).collect();
+    let cluster = cluster.max(1);
+    let proof_end = last.map_or(0, |last| chunk.extent(last, size).end.div_ceil(cluster).saturating_mul(cluster));
+    let (mut found, behind): (Vec<_>, Vec<_>) = chunks.into_iter().partition(|index| chunk.extent(*index, size).start < proof_end);
+    found.extend(&behind[behind.len().saturating_sub(END_CHUNKS_MAX)..]);
+    found
 }
 
 /// Compares allocation now with the base's within a window.
@@ -214,27 +225,34 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_the_cluster_of_the_last_clean_data_and_what_appeared_behind_it() {
+    fn the_end_is_the_cluster_of_the_last_clean_content_and_what_appeared_behind_it() {
         let size = Size(12 * CHUNK);
         assert_eq!(end(Some(ChunkIndex(5)), 4 * CHUNK, chunk(), size), Extent::new(4 * CHUNK, size.0));
         assert_eq!(end(Some(ChunkIndex(5)), 1, chunk(), size), Extent::new(5 * CHUNK, size.0));
         assert_eq!(end(None, 4 * CHUNK, chunk(), size), Extent::new(0, size.0));
-        // 4: then and now, 5: last clean data, 6: changed, 7: hole, 9: half of it appeared
+        // 4: then and now, 5: last clean content, 6: changed, 7: hole, 9: half of it appeared
         let (changed, then) = (chunks(&[(6, 7)]), chunks(&[(0, 2), (4, 7)]));
         let mut now = chunks(&[(0, 2), (4, 7)]);
         now.push(Extent::at(9 * CHUNK, 512));
-        let found = end_chunks(Extent::new(4 * CHUNK, size.0), &changed, &now, &then, chunk(), size);
-        assert_eq!(found, [4, 5, 9].map(ChunkIndex));
-        // A chunk that became a hole is compared too.
-        let found = end_chunks(Extent::new(4 * CHUNK, size.0), &changed, &chunks(&[]), &then, chunk(), size);
-        assert_eq!(found, [4, 5].map(ChunkIndex));
+        let found = |now: &Extents| end_chunks(Some(ChunkIndex(5)), 4 * CHUNK, &changed, (now, &then), chunk(), size);
+        assert_eq!(found(&now), [4, 5, 9].map(ChunkIndex));
+        assert_eq!(found(&chunks(&[])), [4, 5].map(ChunkIndex), "a chunk that became a hole is compared, too");
     }
 
     #[test]
-    fn of_very_many_chunks_at_the_end_the_last_ones_are_compared() {
+    fn of_very_many_chunks_behind_the_proof_the_last_ones_are_compared() {
         let size = Size(1000 * CHUNK);
-        let found = end_chunks(Extent::new(0, size.0), &Extents::new(), &Extents::whole(size), &Extents::new(), chunk(), size);
-        assert_eq!((found.len(), found.first(), found.last()), (END_CHUNKS_MAX, Some(&ChunkIndex(936)), Some(&ChunkIndex(999))));
+        let found = |last: Option<u64>, cluster: u64| {
+            let (now, then) = (Extents::whole(size), Extents::new());
+            end_chunks(last.map(ChunkIndex), cluster, &Extents::new(), (&now, &then), chunk(), size)
+        };
+        let behind: Vec<ChunkIndex> = (936..1000).map(ChunkIndex).collect();
+        assert_eq!((behind.len(), found(None, 1)), (END_CHUNKS_MAX, behind.clone()));
+        let with = |proof: &[u64]| proof.iter().copied().map(ChunkIndex).chain(behind.clone()).collect::<Vec<_>>();
+        assert_eq!(found(Some(5), 1), with(&[5]));
+        assert_eq!(found(Some(5), 4 * CHUNK), with(&[4, 5, 6, 7]));
+        assert_eq!(found(Some(935), 1), with(&[935]));
+        assert_eq!(found(Some(936), 1), behind);
     }
 
     #[test]
@@ -269,12 +287,13 @@ mod tests {
 
     #[test]
     fn whatever_a_cut_takes_of_clean_data_it_takes_the_last() {
-        let last = |then: &[(u64, u64)], changed: &[(u64, u64)]| last_clean(&chunks(then), &chunks(changed), chunk()).map(|index| index.0);
-        assert_eq!(last(&[(0, 3), (5, 8)], &[]), Some(7));
-        assert_eq!(last(&[(0, 3), (5, 8)], &[(6, 9)]), Some(5));
-        assert_eq!(last(&[(0, 3), (5, 8)], &[(4, 20)]), Some(2));
-        assert_eq!(last(&[(0, 3)], &[(0, 3)]), None);
-        assert_eq!(last(&[], &[]), None);
+        let from_end = |then: &[(u64, u64)], changed: &[(u64, u64)]| {
+            clean_from_end(&chunks(then), &chunks(changed), chunk()).map(|index| index.0).collect::<Vec<_>>()
+        };
+        assert_eq!(from_end(&[(0, 3), (5, 8)], &[]), [7, 6, 5, 2, 1, 0]);
+        assert_eq!(from_end(&[(0, 3), (5, 8)], &[(6, 9)]), [5, 2, 1, 0]);
+        assert_eq!(from_end(&[(0, 3), (5, 8)], &[(4, 20)]), [2, 1, 0]);
+        assert!(from_end(&[(0, 3)], &[(0, 3)]).is_empty() && from_end(&[], &[]).is_empty());
     }
 
     #[test]
@@ -307,6 +326,17 @@ mod tests {
     }
 
     proptest! {
+        /// On a disk of any size, and whatever holds data behind it, the one chunk that proves that there was no cut is compared.
+        #[test]
+        fn the_last_clean_content_is_always_compared(last in 0..500_u64, behind in 0..2000_u64, size in 1..3000_u64, cluster in 0..6_u32) {
+            let size = Size((last + behind + size) * CHUNK);
+            let then = chunks(&[(last, last + 1)]);
+            let now = chunks(&[(last + 1, last + 1 + behind)]);
+            let found = end_chunks(Some(ChunkIndex(last)), CHUNK << cluster, &Extents::new(), (&now, &then), chunk(), size);
+            prop_assert!(found.contains(&ChunkIndex(last)));
+            prop_assert!(found.len() <= END_CHUNKS_MAX + (1 << cluster));
+        }
+
         #[test]
         fn a_sample_has_different_chunks_of_the_set_in_order(pairs in proptest::collection::vec((0..500_u64, 1..20_u64), 1..8), count in 0..60_u64, seed: u64) {
             let set: Extents = pairs.into_iter().map(|(start, len)| Extent::at(start * CHUNK, len * CHUNK)).collect();

@@ -94,8 +94,22 @@ pub enum Persistence {
 pub struct LayerFacts {
     /// Where it is.
     pub image: String,
+    /// Which file it is, where that can be told.
+    pub id: Option<ImageId>,
     /// Its named bitmaps, everyone's.
     pub bitmaps: Vec<BitmapFacts>,
+}
+
+/// Which file an image is: the same for as long as it is this file wherever it is moved, and another one for every copy of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ImageId(String);
+
+impl ImageId {
+    /// Of what a driver knows of a file. Only equality of two has a meaning.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
 }
 
 /// One named bitmap as QEMU reports it.

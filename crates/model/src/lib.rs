@@ -1,12 +1,13 @@
 //! Every decision of keepmark as a pure function of values: no I/O, no clock, no randomness.
 //!
 //! Read in this order: [`names`] and [`extents`] (the vocabulary), [`facts`] (what a hypervisor reports), [`manifest`] (what a
-//! store remembers), [`opening`] (which image may be opened, and as what), [`trust`] (which bitmap may be believed), [`scheme`] (which kind is due), [`choice`] and [`plan`] (what a backup will do), [`revert`] and [`blocks`] (what going back in place will do), [`retention`] (which backups stay), [`select`] (which backup a text means), [`seam`] (what drivers and
+//! store remembers) and [`clock`] (what its times are worth), [`opening`] (which image may be opened, and as what), [`trust`] (which bitmap may be believed), [`scheme`] (which kind is due), [`choice`] and [`plan`] (what a backup will do), [`revert`] and [`blocks`] (what going back in place will do), [`retention`] (which backups stay), [`select`] (which backup a text means), [`seam`] (what drivers and
 //! stores must offer so that the plan can be carried out) with [`moment`] (in which order a moment is fixed), [`writing`] and [`pushing`].
 
 pub mod audit;
 pub mod blocks;
 pub mod choice;
+pub mod clock;
 pub mod extents;
 pub mod facts;
 pub mod failure;

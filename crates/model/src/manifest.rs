@@ -1,16 +1,18 @@
 //! The manifest: the small document whose publication makes a backup exist. Described for people in `docs/format.md`.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditRecord;
 use crate::extents::{ChunkSize, Size};
-use crate::facts::{Power, SkippedDisk};
+use crate::facts::{ImageId, Power, SkippedDisk};
 use crate::names::{BackupId, CheckpointName, DiskName, VmId, VmIdentity};
 use crate::scheme::Standing;
 
 /// The manifest version that this program writes; newer ones are refused, older ones are read.
-pub const MANIFEST_VERSION: u32 = 1;
+pub const MANIFEST_VERSION: u32 = 2;
 
 /// How a backup or a disk of it was captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -104,6 +106,10 @@ pub struct Manifest {
     pub program: String,
     /// Whose backup it is.
     pub vm: VmIdentity,
+    /// Its place in the VM's sequence in this store: greater than that of every backup before it, whatever the clock said. 0 in
+    /// manifests of version 1, which come before all others, in order of time.
+    #[serde(default)]
+    pub number: u64,
     /// The moment of the content, by the clock of the host that ran keepmark.
     pub time: Timestamp,
     /// How it was captured; the most expensive kind of its disks.
@@ -135,6 +141,9 @@ pub struct Manifest {
     pub hypervisor: String,
     /// Its disks.
     pub disks: Vec<ManifestDisk>,
+    /// Disks that the VM had and that could have been backed up, but were not wanted: with any, the backup is partial.
+    #[serde(default)]
+    pub left_out: Vec<DiskName>,
     /// Devices that were left out.
     pub skipped: Vec<SkippedDisk>,
     /// What was not as it should be, in words.
@@ -158,6 +167,9 @@ pub struct ManifestDisk {
     pub cluster_size: Option<u64>,
     /// Where the active image was.
     pub image: String,
+    /// Which file the active image was, where that could be told.
+    #[serde(default)]
+    pub image_id: Option<ImageId>,
     /// Where the images below it were, from the top down.
     #[serde(default)]
     pub backing: Vec<String>,
@@ -186,6 +198,20 @@ impl ManifestDisk {
     pub fn had_image(&self, image: &str) -> bool {
         self.image == image || self.backing.iter().any(|below| below == image)
     }
+}
+
+/// Puts the backups of one or several VMs into order, oldest first: a VM's by their numbers, and VMs among each other by time.
+///
+/// A clock may be wrong, and the order of a sequence decides what builds on what.
+#[must_use]
+pub fn in_order(mut backups: Vec<StoredBackup>) -> Vec<StoredBackup> {
+    backups.sort_by(|a, b| (a.manifest.time, &a.id).cmp(&(b.manifest.time, &b.id)));
+    let turns: Vec<VmId> = backups.iter().map(|backup| backup.manifest.vm_id()).collect();
+    let mut sequences: BTreeMap<VmId, Vec<StoredBackup>> = BTreeMap::new();
+    backups.into_iter().for_each(|backup| sequences.entry(backup.manifest.vm_id()).or_default().push(backup));
+    sequences.values_mut().for_each(|sequence| sequence.sort_by_key(|backup| backup.manifest.number));
+    let mut sequences: BTreeMap<VmId, _> = sequences.into_iter().map(|(id, sequence)| (id, sequence.into_iter())).collect();
+    turns.iter().filter_map(|id| sequences.get_mut(id)?.next()).collect()
 }
 
 /// A published backup.
@@ -239,6 +265,19 @@ impl Manifest {
         self.disks.iter().map(|disk| disk.stored_bytes).fold(0, u64::saturating_add)
     }
 
+    /// Whether it has all disks of the VM that could be backed up.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.left_out.is_empty()
+    }
+
+    /// What it has, where that is not all: `partial: vdb`.
+    #[must_use]
+    pub fn partial(&self) -> Option<String> {
+        let disks = self.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
+        (!self.is_complete()).then(|| format!("partial: {disks}"))
+    }
+
     /// One of its disks.
     #[must_use]
     pub fn disk(&self, name: &DiskName) -> Option<&ManifestDisk> {
@@ -258,6 +297,7 @@ pub(crate) mod tests {
             version: MANIFEST_VERSION,
             program: "keepmark 0.1.0".into(),
             vm: VmIdentity::new("web", None).unwrap(),
+            number: 3,
             time: "2026-11-22T18:00:00Z".parse().unwrap(),
             kind: Kind::Full,
             wanted: Some(Role::Full),
@@ -278,6 +318,7 @@ pub(crate) mod tests {
                 format: "qcow2".into(),
                 cluster_size: Some(65_536),
                 image: "/images/web.qcow2".into(),
+                image_id: Some(ImageId::new("1048580 1795370400.123456789")),
                 backing: vec!["/images/base.qcow2".into()],
                 chunk_size: ChunkSize::DEFAULT,
                 checkpointed: checkpoint.is_some(),
@@ -289,21 +330,34 @@ pub(crate) mod tests {
                 audit: None,
             }],
             checkpoint,
+            left_out: vec![],
             skipped: vec![],
             findings: vec![],
         }
     }
 
     #[test]
-    fn version_1_is_written_as_documented() {
+    fn version_2_is_written_as_documented() {
         let mut manifest = sample(Some("km1-20261122T180000Z-3f9a1c0d7be2"));
+        manifest.left_out = vec![DiskName::new("vdb").unwrap()];
         manifest.disks[0].audit = Some(AuditRecord {
             allocation_checked: Extent::new(0, 1 << 20),
             clean_bytes: 1 << 19,
             sampled_bytes: 1 << 18,
             undetected_max_ppm: 49_507,
         });
-        insta::assert_json_snapshot!("manifest-v1", manifest);
+        insta::assert_json_snapshot!("manifest-v2", manifest);
+    }
+
+    #[test]
+    fn version_1_is_read_for_ever() {
+        let golden = include_str!("../tests/data/manifest-v1.json");
+        let read: Manifest = serde_json::from_str(golden).unwrap();
+        let mut expected = Manifest { version: 1, number: 0, ..sample(Some("km1-20261122T180000Z-3f9a1c0d7be2")) };
+        expected.disks[0].image_id = None;
+        expected.disks[0].audit.clone_from(&read.disks[0].audit);
+        assert_eq!(read, expected);
+        assert!(read.is_complete() && read.disks[0].audit.is_some());
     }
 
     #[test]
@@ -346,8 +400,31 @@ pub(crate) mod tests {
         assert_eq!((manifest.size(), manifest.stored_bytes(), manifest.vm_id().as_str()), ((1 << 20) + 5, 1240, "web"));
         let size_of = |name: &str| manifest.disk(&DiskName::new(name).unwrap()).map(|disk| disk.size.0);
         assert_eq!([size_of("vda"), size_of("vdb"), size_of("vdc")], [Some(1 << 20), Some(5), None]);
+        assert!(manifest.is_complete() && manifest.partial().is_none());
+        manifest.left_out = vec![DiskName::new("vdc").unwrap()];
+        assert_eq!((manifest.is_complete(), manifest.partial().as_deref()), (false, Some("partial: vda, vdb")));
         let had = |image: &str| manifest.disks[0].had_image(image);
         assert!(had("/images/web.qcow2") && had("/images/base.qcow2") && !had("/images/other.qcow2"));
+    }
+
+    #[test]
+    fn a_sequence_is_in_order_of_its_numbers_and_vms_are_in_order_of_time() {
+        let backup = |id: &str, vm: &str, number: u64, time: &str| {
+            let manifest = Manifest { number, vm: VmIdentity::new(vm, None).unwrap(), time: time.parse().unwrap(), ..sample(None) };
+            StoredBackup::new(BackupId::new(id), manifest)
+        };
+        let all = in_order(vec![
+            backup("c", "web", 1, "2027-11-22T00:00:00Z"),
+            backup("d", "web", 2, "2026-11-23T00:00:00Z"),
+            backup("b", "web", 0, "2026-11-21T00:00:00Z"),
+            backup("a", "web", 0, "2026-11-20T00:00:00Z"),
+            backup("y", "db", 7, "2026-11-22T00:00:00Z"),
+            backup("x", "db", 6, "2026-11-21T00:00:00Z"),
+        ]);
+        let ids: String = all.iter().map(|backup| backup.id.as_str()).collect();
+        assert_eq!(ids, "abxycd");
+        let web: String = all.iter().filter(|backup| backup.manifest.vm.name == "web").map(|backup| backup.id.as_str()).collect();
+        assert_eq!(web, "abcd");
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl WantedKind {
     pub fn due(&self, sequence: &[StoredBackup], now: Timestamp) -> Due {
         let asked = |role: Role| Due { role, reason: format!("a {} backup was asked for", role.word()) };
         match self {
-            Self::Auto(scheme) => scheme.due(&Standing::of(sequence), now),
+            Self::Auto(scheme) => scheme.due(&Standing::of(sequence, now), now),
             Self::Full => asked(Role::Full),
             Self::Differential => asked(Role::Differential),
             Self::Incremental => asked(Role::Incremental),
@@ -64,6 +64,8 @@ pub struct Plan {
     pub checkpoint: bool,
     /// Disk by disk.
     pub disks: Vec<DiskPlan>,
+    /// Disks that could be backed up and are not.
+    pub left_out: Vec<DiskName>,
 }
 
 /// What a backup will do with one disk.
@@ -90,8 +92,10 @@ pub struct DiskPlan {
 pub fn plan(facts: &VmFacts, sequence: &[StoredBackup], request: &Request, now: Timestamp) -> Result<Plan, ChoiceError> {
     let due = request.kind.due(sequence, now);
     let disks: Vec<DiskPlan> = request.disks.of(facts)?.into_iter().map(|disk| plan_disk(disk, sequence, &due)).collect();
+    let is_out = |disk: &&DiskFacts| !disks.iter().any(|planned| planned.name == disk.name);
+    let left_out = facts.disks.iter().filter(is_out).map(|disk| disk.name.clone()).collect();
     let (kind, reason) = overall(&disks);
-    Ok(Plan { kind, due, reason, checkpoint: request.checkpoint, disks })
+    Ok(Plan { kind, due, reason, checkpoint: request.checkpoint, disks, left_out })
 }
 
 fn plan_disk(disk: &DiskFacts, sequence: &[StoredBackup], due: &Due) -> DiskPlan {
@@ -155,6 +159,17 @@ pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[Stored
     names.into_iter().map(|(name, _)| name).collect()
 }
 
+/// The checkpoints of this store that are on one of these disks, whose bitmaps were contradicted by what the disk holds.
+///
+/// What one bitmap missed, each older one has missed, too, and on what each younger one builds it is missing. So all go, and at once:
+/// whoever comes next could be lucky enough to see nothing.
+#[must_use]
+pub fn condemned(facts: &VmFacts, store: &StoreId, contradicted: &[DiskName]) -> Vec<CheckpointName> {
+    let disks = facts.disks.iter().filter(|disk| contradicted.contains(&disk.name));
+    let names = disks.flat_map(DiskFacts::bitmaps).filter_map(|bitmap| CheckpointName::parse(&bitmap.name).ok());
+    names.filter(|name| name.is_for(store)).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+}
+
 /// How long a store that is not at hand keeps its checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hold {
@@ -178,11 +193,12 @@ fn bases_of<'a>(disk: &DiskName, sequence: &'a [StoredBackup]) -> impl Iterator<
     newest(disk, sequence).into_iter().chain(anchor)
 }
 
-/// The backups that the next one of this sequence may build on, oldest first: without them it has to read more.
+/// The backups that the next one of this sequence may build on, oldest first: without them it has to read more. Its disks are those of
+/// the newest complete backup and of those since.
 #[must_use]
 pub fn bases(sequence: &[StoredBackup]) -> Vec<&StoredBackup> {
-    let Some(last) = sequence.last() else { return Vec::new() };
-    let names = last.manifest.disks.iter().map(|disk| &disk.name);
+    let complete = sequence.iter().rposition(|backup| backup.manifest.is_complete()).unwrap_or(0);
+    let names = sequence[complete..].iter().flat_map(|backup| &backup.manifest.disks).map(|disk| &disk.name);
     let ids: Vec<&BackupId> = names.flat_map(|name| bases_of(name, sequence)).map(|base| &base.backup.id).collect();
     sequence.iter().filter(|backup| ids.contains(&&backup.id)).collect()
 }
@@ -335,6 +351,23 @@ mod tests {
     }
 
     #[test]
+    fn a_partial_backup_leaves_the_other_disks_their_bases() {
+        let named_disk = |name: &str, like: &ManifestDisk| ManifestDisk { name: DiskName::new(name).unwrap(), ..like.clone() };
+        let mut both = captured("f", Kind::Full, Some(C1));
+        both.manifest.disks.push(named_disk("vdb", &both.manifest.disks[0]));
+        let mut partial = captured("p", Kind::Incremental, Some(C2));
+        partial.manifest.disks = vec![named_disk("vdb", &partial.manifest.disks[0])];
+        partial.manifest.left_out = vec![DiskName::new("vda").unwrap()];
+        let ids = |sequence: &[StoredBackup]| bases(sequence).iter().map(|base| base.id.as_str().to_owned()).collect::<String>();
+        assert_eq!(ids(&[both.clone(), partial.clone()]), "fp");
+        assert_eq!(ids(std::slice::from_ref(&partial)), "p");
+        let mut alone = captured("x", Kind::Full, Some(C3));
+        alone.manifest.disks = vec![named_disk("vdc", &alone.manifest.disks[0])];
+        assert_eq!(ids(&[both, partial, alone]), "x", "a VM that has other disks now");
+        assert_eq!(ids(&[]), "");
+    }
+
+    #[test]
     fn a_new_disk_is_a_full_inside_an_incremental() {
         let planned = plan(
             &vm(vec![named("vda", &[bitmap(C1)]), named("vdb", &[])]),
@@ -381,6 +414,7 @@ mod tests {
         let disks = DiskChoice::Only(vec![DiskName::new("vdb").unwrap()]);
         let plan = plan(&facts, &[], &Request { disks, ..request(WantedKind::Incremental) }, now()).unwrap();
         assert_eq!(plan.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["vdb"]);
+        assert_eq!(plan.left_out.iter().map(DiskName::as_str).collect::<Vec<_>>(), ["vda"]);
     }
 
     #[test]
@@ -424,6 +458,21 @@ mod tests {
         let mut expected = vec![CheckpointName::parse(C1).unwrap(), orphan, broken];
         expected.sort();
         assert_eq!(obsolete, expected);
+    }
+
+    #[test]
+    fn a_contradiction_condemns_all_checkpoints_of_the_store_on_that_disk() {
+        let store = own_store();
+        let foreign = CheckpointName::make("2026-11-22T20:00:00Z".parse().unwrap(), &StoreId::new("another"), 8);
+        let both = [bitmap(C2), bitmap(foreign.as_str()), bitmap(C1), bitmap("mine")];
+        let facts = vm(vec![named("vda", &both), named("vdb", &[bitmap(C3)])]);
+        let found = |disks: &[&str]| {
+            let disks: Vec<DiskName> = disks.iter().map(|name| DiskName::new(name).unwrap()).collect();
+            condemned(&facts, &store, &disks).iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&["vda"]), [C1, C2]);
+        assert_eq!(found(&["vdb", "vdz"]), [C3]);
+        assert!(found(&[]).is_empty());
     }
 
     /// `restic copy` takes manifests into another store: the checkpoints that they name are still those of the store they come from.
@@ -477,7 +526,7 @@ mod tests {
     #[test]
     fn what_is_on_a_template_alone_is_not_the_clones() {
         let mut clone = named("vda", &[bitmap(C2)]);
-        clone.layers.push(crate::facts::LayerFacts { image: "/images/template.qcow2".into(), bitmaps: vec![bitmap(C1)] });
+        clone.layers.push(crate::facts::LayerFacts { image: "/images/template.qcow2".into(), id: None, bitmaps: vec![bitmap(C1)] });
         let facts = vm(vec![clone]);
         assert_eq!(present_checkpoints(&facts), [(CheckpointName::parse(C2).unwrap(), false)]);
         let sequence = [backup("a", Some(C1)), backup("b", Some(C2))];

@@ -20,6 +20,8 @@ pub enum Rule {
     Swapped,
     /// The lowest image that has the bitmap must be the one in which it began.
     Origin,
+    /// That image must be the same file, not a copy.
+    Identity,
     /// What lies beyond the size at the checkpoint counts as changed.
     Growth,
     /// What changed is rounded out to chunks.
@@ -28,6 +30,8 @@ pub enum Rule {
     Allocation,
     /// The last clean data are compared with the base.
     End,
+    /// Which data are the last is told by their bytes.
+    EndByBytes,
     /// The frozen disk must have the size of the plan.
     SizeChanged,
     /// Checkpoints of other stores stay.

@@ -43,9 +43,15 @@ pub enum SelectError {
         /// Their ids.
         ids: String,
     },
+    /// The VM has no backup of all its disks.
+    #[error("VM {vm} has only backups of some of its disks; the newest is {vm}@latest-partial")]
+    OnlyPartial {
+        /// The name as it came.
+        vm: String,
+    },
     /// What follows the `@` is neither `latest`, a time nor `-N`.
     #[error(
-        "{text:?} is neither 'latest', a time (2026-11-22, 2026-11-22T18:00, with Z or an offset if wanted) nor -N (N backups before the latest)"
+        "{text:?} is neither 'latest', 'latest-partial', a time (2026-11-22, 2026-11-22T18:00, with Z or an offset if wanted) nor -N (N backups before the latest)"
     )]
     Moment {
         /// What follows the `@`.
@@ -103,15 +109,20 @@ fn by_prefix<'a>(backups: &'a [StoredBackup], text: &str) -> Result<&'a StoredBa
 
 fn at_moment<'a>(sequence: &[&'a StoredBackup], vm: &str, moment: &str, zone: &TimeZone) -> Result<&'a StoredBackup, SelectError> {
     let nothing = || SelectError::NothingThen { vm: vm.to_owned(), moment: moment.to_owned() };
-    let before = if moment == "latest" {
-        sequence.len()
+    if moment == "latest-partial" {
+        return sequence.last().copied().ok_or_else(nothing);
+    }
+    let complete: Vec<&StoredBackup> = sequence.iter().copied().filter(|backup| backup.manifest.is_complete()).collect();
+    let found = if moment == "latest" {
+        complete.last()
     } else if let Some(steps) = moment.strip_prefix('-').and_then(|steps| usize::from_str(steps).ok()) {
-        sequence.len().checked_sub(steps).ok_or_else(nothing)?
+        complete.iter().nth_back(steps)
     } else {
         let until = parse_until(moment, zone).ok_or_else(|| SelectError::Moment { text: moment.to_owned() })?;
-        sequence.partition_point(|backup| backup.manifest.time <= until)
+        // Clocks are set back now and then: of what is dated alike, the later one in the sequence.
+        complete.iter().filter(|backup| backup.manifest.time <= until).max_by_key(|backup| backup.manifest.time)
     };
-    before.checked_sub(1).map(|index| sequence[index]).ok_or_else(nothing)
+    found.copied().ok_or_else(|| if complete.is_empty() { SelectError::OnlyPartial { vm: vm.to_owned() } } else { nothing() })
 }
 
 /// The last instant that a text covers: a day means its end, a minute its last moment.
@@ -188,6 +199,36 @@ mod tests {
         assert!(matches!(fails("web@yesterday"), SelectError::Moment { .. }));
         assert!(matches!(fails("web@2026-11-19"), SelectError::NothingThen { .. }));
         assert!(matches!(fails("web@-3"), SelectError::NothingThen { .. }));
+    }
+
+    #[test]
+    fn a_backup_of_some_disks_is_named_by_its_id_or_as_the_latest_partial_one() {
+        let mut backups = sequence();
+        backups[2].manifest.left_out = vec![crate::names::DiskName::new("vdb").unwrap()];
+        let found = |backups: &[StoredBackup], text: &str| select(backups, text, &TimeZone::UTC).map(|found| found.id.as_str().to_owned());
+        for (text, expected) in [
+            ("web@latest", "aaaa2222"),
+            ("web@-1", "aaaa1111"),
+            ("web@2026-11-30", "aaaa2222"),
+            ("web@latest-partial", "bbbb3333"),
+            ("db@latest-partial", "cccc4444"),
+            ("bbbb", "bbbb3333"),
+        ] {
+            assert_eq!(found(&backups, text), Ok(expected.to_owned()), "{text}");
+        }
+        assert_eq!(found(&backups[2..3], "web@latest"), Err(SelectError::OnlyPartial { vm: "web".into() }));
+        assert!(found(&backups[2..3], "web@-0").unwrap_err().to_string().ends_with("the newest is web@latest-partial"));
+    }
+
+    #[test]
+    fn a_wrong_clock_names_no_other_backup() {
+        let mut backups = sequence();
+        backups[1].manifest.time = "2027-11-21T18:00:00Z".parse().unwrap();
+        let found = |text: &str| select(&backups, text, &TimeZone::UTC).unwrap().id.as_str();
+        assert_eq!(
+            ["web@2026-11-21", "web@2026-11-25", "web@latest", "web@2027-12-01"].map(found),
+            ["aaaa1111", "bbbb3333", "bbbb3333", "aaaa2222"]
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Checkpoint C is a usable base on a disk if a published manifest of this VM and store names C for this disk; C's bitmap is on
 //! every image of the backing chain that was written since C down to the one in which it began, recording and not inconsistent; the
-//! disk has not shrunk, and no image of it was another disk's then. Everything else is a [`Doubt`] and ends in a resync. Names of checkpoints are used once, so an image that was rolled back or
+//! disk has not shrunk, the image in which it began is the same file, and no image of it was another disk's then. Everything else is a [`Doubt`] and ends in a resync. Names of checkpoints are used once, so an image that was rolled back or
 //! replaced has not the newest name in it, and a copy of an image carries bitmaps that are true of the copy.
 
 use std::fmt;
@@ -79,6 +79,11 @@ pub enum Doubt {
         /// Where it is now.
         now: String,
     },
+    /// The image in which the bitmap began is another file than at the checkpoint: a copy may carry bitmaps that are true of other content.
+    AnotherFile {
+        /// Where it is.
+        image: String,
+    },
     /// What was cut off and grown again would be zeros that the bitmap calls clean.
     Shrunk {
         /// Size at the checkpoint.
@@ -108,8 +113,12 @@ impl fmt::Display for Doubt {
                 "the last backup's bitmap was cleared or paused by somebody else: it has fewer changes than the younger {younger}"
             ),
             Self::OtherImage { then, now } => {
-                write!(f, "the last backup's bitmap began in {then} and is in {now} now: the file was renamed, or images were merged")
+                write!(f, "the last backup's bitmap began in {then} and is in {now} now: the file was copied or renamed, or images were merged")
             }
+            Self::AnotherFile { image } => write!(
+                f,
+                "{image} is another file than at the last backup (copied, converted, restored or moved to another file system), and its bitmaps may be another content's"
+            ),
             Self::Swapped { other } => write!(f, "the image was that of disk {other} at the last backup"),
             Self::Shrunk { then, now } => write!(f, "the disk shrank from {then} to {now} bytes since the last backup"),
         }
@@ -217,16 +226,21 @@ pub fn recorded(disk: &DiskFacts, checkpoint: &CheckpointName) -> Result<Size, D
 }
 
 /// A bitmap goes on in the images above the one in which it began. If that one has been streamed away, what it recorded is gone
-/// although the others look complete. Only file names are compared: folders change when a VM moves, and are called in many ways.
+/// although the others look complete. A file that is known as itself says so; of one that the manifest does not know, only the names are
+/// compared: folders change when a VM moves, and are called in many ways.
 fn began_here(disk: &DiskFacts, then: &ManifestDisk, checkpoint: &CheckpointName) -> Result<(), Doubt> {
-    let file_name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
     let has_bitmap = |layer: &&LayerFacts| layer.bitmaps.iter().any(|bitmap| bitmap.name == checkpoint.as_str());
-    let lowest = disk.layers.iter().rfind(has_bitmap).filter(|layer| !layer.image.is_empty() && !then.image.is_empty());
-    let Some(lowest) = lowest else { return Ok(()) };
-    if file_name(&lowest.image) == file_name(&then.image) || broken(Rule::Origin) {
-        return Ok(());
+    let Some(lowest) = disk.layers.iter().rfind(has_bitmap) else { return Ok(()) };
+    let file_name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    let is_named_alike = lowest.image.is_empty() || then.image.is_empty() || file_name(&lowest.image) == file_name(&then.image);
+    let is_known = then.image_id.is_some() && !broken(Rule::Identity);
+    match (is_known, is_named_alike) {
+        _ if broken(Rule::Origin) => Ok(()),
+        (true, _) if lowest.id == then.image_id => Ok(()),
+        (true, true) => Err(Doubt::AnotherFile { image: lowest.image.clone() }),
+        (true | false, false) => Err(Doubt::OtherImage { then: then.image.clone(), now: lowest.image.clone() }),
+        (false, true) => Ok(()),
     }
-    Err(Doubt::OtherImage { then: then.image.clone(), now: lowest.image.clone() })
 }
 
 /// A bitmap that began earlier has recorded everything that a younger one of the same image has.
@@ -262,6 +276,7 @@ fn believable(bitmap: &BitmapFacts) -> Result<(), Doubt> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::facts::ImageId;
     use crate::manifest::tests::sample;
 
     pub(crate) const C1: &str = "km1-20261122T180000Z-000000000001";
@@ -279,6 +294,10 @@ pub(crate) mod tests {
         }
     }
 
+    fn layer(bitmaps: &[BitmapFacts]) -> LayerFacts {
+        LayerFacts { image: "/images/web.qcow2".into(), id: sample(None).disks[0].image_id.clone(), bitmaps: bitmaps.to_vec() }
+    }
+
     pub(crate) fn disk(layers: &[&[BitmapFacts]]) -> DiskFacts {
         DiskFacts {
             name: DiskName::new("vda").unwrap(),
@@ -287,7 +306,7 @@ pub(crate) mod tests {
             cluster_size: Some(65_536),
             image: "/images/web.qcow2".into(),
             persistence: Persistence::Stored,
-            layers: layers.iter().map(|bitmaps| LayerFacts { image: "/images/web.qcow2".into(), bitmaps: bitmaps.to_vec() }).collect(),
+            layers: layers.iter().map(|bitmaps| layer(bitmaps)).collect(),
         }
     }
 
@@ -425,6 +444,7 @@ pub(crate) mod tests {
             (Doubt::Gap, "in the middle of the backing chain"),
             (Doubt::Cleared { younger: c2 }, C2),
             (Doubt::OtherImage { then: "old".into(), now: "new".into() }, "began in old and is in new now"),
+            (Doubt::AnotherFile { image: "/a".into() }, "/a is another file"),
             (Doubt::Swapped { other: DiskName::new("vdb").unwrap() }, "that of disk vdb"),
             (Doubt::Shrunk { then: Size(20), now: Size(10) }, "shrank from 20 to 10 bytes"),
         ];
@@ -436,6 +456,7 @@ pub(crate) mod tests {
     #[test]
     fn an_image_that_was_another_disks_is_not_built_upon() {
         let mut both = backup("a", Some(C1));
+        both.manifest.disks[0].image_id = None;
         let other =
             ManifestDisk { name: DiskName::new("vdb").unwrap(), image: "/images/data.qcow2".into(), ..both.manifest.disks[0].clone() };
         both.manifest.disks.push(other);
@@ -451,8 +472,29 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_image_in_which_the_bitmap_began_must_be_there() {
+    fn the_image_in_which_the_bitmap_began_must_be_the_same_file() {
         let sequence = [backup("a", Some(C1))];
+        let mut chain = disk(&[&[bitmap(C1)], &[bitmap(C1)], &[]]);
+        (chain.layers[0].id, chain.layers[2].id) = (None, None);
+        for path in ["/renamed", "/moved/web.qcow2"] {
+            chain.layers.iter_mut().for_each(|layer| layer.image = path.into());
+            assert!(matches!(judge(&chain, &sequence), Verdict::Trusted(_)), "with a snapshot on it, {path} is the same file");
+        }
+        let another = Doubt::AnotherFile { image: "/moved/web.qcow2".into() };
+        chain.layers[1].id = Some(ImageId::new("another"));
+        assert_eq!(doubt(&chain, &sequence), another);
+        chain.layers[1].id = None;
+        assert_eq!(doubt(&chain, &sequence), another, "what is not known to be the same is not");
+        chain.layers[1].image = "/renamed".into();
+        let began = Doubt::OtherImage { then: "/images/web.qcow2".into(), now: "/renamed".into() };
+        assert_eq!(doubt(&chain, &sequence), began, "another name says more");
+        assert_eq!(doubt(&disk(&[&[]]), &sequence), Doubt::Missing { memory_only: None }, "a bitmap that is gone says more");
+    }
+
+    #[test]
+    fn of_files_that_the_manifest_does_not_know_the_names_are_compared() {
+        let mut sequence = [backup("a", Some(C1))];
+        sequence[0].manifest.disks[0].image_id = None;
         let in_images = |images: &[&str]| {
             let bitmaps: &[BitmapFacts] = &[bitmap(C1)];
             let mut chain = disk(&vec![bitmaps; images.len()]);

@@ -14,6 +14,7 @@ mod error;
 pub mod exported;
 mod hazards;
 pub mod holders;
+pub mod identity;
 pub mod image;
 mod images;
 mod leftovers;

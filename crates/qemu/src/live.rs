@@ -30,7 +30,7 @@ use crate::space::SpaceWatch;
 use crate::temporary::Temporary;
 use crate::watchdog::{Watchdog, WatchdogCommand};
 use crate::workspace::{VmLock, Workspace};
-use crate::{agent, bitmaps, definition, hazards, leftovers};
+use crate::{agent, bitmaps, definition, hazards, identity, leftovers};
 
 /// How to reach a running VM.
 #[derive(Debug, Clone)]
@@ -174,6 +174,7 @@ impl Live {
     fn survey(&mut self) -> Result<Survey> {
         let mut survey = disks::look(&mut self.qmp)?;
         absolute(&mut survey, &self.peer);
+        identity::identify(&mut survey.disks, &identity::OpenFiles::of(self.peer.pid));
         Ok(survey)
     }
 

@@ -136,6 +136,7 @@ fn backup(
         format: "raw".into(),
         cluster_size: None,
         image: String::new(),
+        image_id: None,
         backing: Vec::new(),
         chunk_size: ChunkSize::DEFAULT,
         checkpointed: false,
@@ -150,6 +151,7 @@ fn backup(
         version: MANIFEST_VERSION,
         program: "bench".into(),
         vm: vm.clone(),
+        number: 0,
         time,
         kind,
         wanted: None,
@@ -164,6 +166,7 @@ fn backup(
         power: Power::Off,
         hypervisor: String::new(),
         disks: vec![disk],
+        left_out: vec![],
         skipped: vec![],
         findings: vec![],
     };

@@ -71,6 +71,7 @@ fn publish(repository: &Repository, number: u32, vms: u32) -> Result<(), Box<dyn
         version: MANIFEST_VERSION,
         program: "synthesize".into(),
         vm: vm.clone(),
+        number: 0,
         time,
         kind: Kind::Full,
         wanted: None,
@@ -85,6 +86,7 @@ fn publish(repository: &Repository, number: u32, vms: u32) -> Result<(), Box<dyn
         power: Power::Off,
         hypervisor: "none".into(),
         disks: vec![],
+        left_out: vec![],
         skipped: vec![],
         findings: vec![],
     };

@@ -172,7 +172,7 @@ fn no_file_has_a_machines_path_or_a_registrys_host() {
 
 #[test]
 fn the_documented_manifest_is_the_written_one() {
-    let golden = read(&root().join("crates/model/src/snapshots/keepmark_model__manifest__tests__manifest-v1.snap"));
+    let golden = read(&root().join("crates/model/src/snapshots/keepmark_model__manifest__tests__manifest-v2.snap"));
     let document = read(&root().join("docs/format.md"));
     let keys = golden.lines().filter_map(|line| line.trim().strip_prefix('"')?.split_once("\":").map(|(key, _)| key.to_owned()));
     let undocumented: Vec<String> = keys.filter(|key| !document.contains(&format!("`{key}`"))).collect();

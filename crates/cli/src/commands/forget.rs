@@ -2,6 +2,7 @@
 
 use clap::Args;
 use jiff::Timestamp;
+use keepmark_model::clock;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::retention::{Beyond, Policy, Style, Verdict, judge};
 use keepmark_model::seam::Monitor;
@@ -50,7 +51,9 @@ pub fn run(context: &Context, arguments: &ForgetArguments) -> Result<Outcome, Fa
     let beyond = Beyond { bases: true, the_last: !arguments.yes_the_last };
     for vm in &arguments.vms {
         let sequence: Vec<StoredBackup> = store::of_vm(&backups, vm)?.into_iter().cloned().collect();
-        let verdicts = judge(&sequence, &policy, beyond, Timestamp::now());
+        let now = Timestamp::now();
+        clock::finding(&sequence, now).iter().for_each(|text| context.screen.finding(text));
+        let verdicts = judge(&sequence, &policy, beyond, now);
         show(context, &verdicts, &policy)?;
         let gone: Vec<BackupId> =
             verdicts.iter().filter(|verdict| verdict.reasons.is_empty()).map(|verdict| verdict.backup.id.clone()).collect();

@@ -57,7 +57,7 @@ fn as_json(backup: &StoredBackup) -> Value {
     json!({"id": backup.id, "vm": manifest.vm.name, "uuid": manifest.vm.uuid, "time": manifest.time, "kind": manifest.kind,
         "wanted": manifest.role(), "reason": manifest.reason, "checkpoint": manifest.checkpoint, "consistency": manifest.consistency,
         "size": manifest.size(), "stored_bytes": manifest.stored_bytes(), "pinned": backup.pinned, "tags": manifest.tags,
-        "builds_on": backup.builds_on, "disks": manifest.disks.iter().map(disk_as_json).collect::<Vec<_>>()})
+        "builds_on": backup.builds_on, "left_out": manifest.left_out, "disks": manifest.disks.iter().map(disk_as_json).collect::<Vec<_>>()})
 }
 
 fn disk_as_json(disk: &ManifestDisk) -> Value {
@@ -79,7 +79,7 @@ fn line(backup: &StoredBackup) -> String {
 
 fn marks(backup: &StoredBackup) -> String {
     let pinned = backup.pinned.then(|| "pinned".to_owned());
-    pinned.into_iter().chain(backup.manifest.tags.iter().cloned()).map(|mark| format!(" {mark}")).collect()
+    pinned.into_iter().chain(backup.manifest.partial()).chain(backup.manifest.tags.iter().cloned()).map(|mark| format!(" {mark}")).collect()
 }
 
 fn human(backups: &[&StoredBackup]) -> String {

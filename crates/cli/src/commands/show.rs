@@ -1,10 +1,10 @@
 //! `keepmark show BACKUP`: what is known of one backup.
 
 use clap::Args;
-use keepmark_model::Failure;
 use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::StoredBackup;
 use keepmark_model::seam::Monitor;
+use keepmark_model::{DiskName, Failure};
 
 use crate::context::Context;
 use crate::exit::Outcome;
@@ -70,6 +70,10 @@ fn human(backup: &StoredBackup, files: &[String]) -> String {
     line("UUID", manifest.vm.uuid.as_deref().unwrap_or("unknown"));
     line("time", &format!("{} ({})", text::time(manifest.time), manifest.time));
     line("kind", &format!("{} ({})", manifest.kind.word(), manifest.reason));
+    if let Some(partial) = manifest.partial() {
+        let left_out: Vec<&str> = manifest.left_out.iter().map(DiskName::as_str).collect();
+        line("has", &format!("{partial}; the VM also had {}", left_out.join(", ")));
+    }
     line("consistency", manifest.consistency.word());
     line("checkpoint", manifest.checkpoint.as_ref().map_or("none", |name| name.as_str()));
     line("pause", &format!("{} ms", manifest.pause_ms));

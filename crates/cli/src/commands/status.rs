@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use jiff::Timestamp;
 use keepmark_model::choice::DiskChoice;
+use keepmark_model::clock;
 use keepmark_model::facts::VmFacts;
 use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::{Kind, StoredBackup};
@@ -59,6 +60,9 @@ pub fn run(context: &Context, arguments: &StatusArguments) -> Result<Outcome, Fa
     damaged.iter().for_each(|text| context.screen.finding(text));
     let places = if arguments.vms.is_empty() { domains(context) } else { hypervisor::expand(context, &arguments.vms)? };
     let now = Timestamp::now();
+    let sequences = sequences(&backups);
+    let dated_ahead = sequences.iter().filter_map(|(_, sequence)| clock::finding(sequence, now));
+    dated_ahead.for_each(|text| context.screen.finding(&text));
     let request =
         Request { kind: WantedKind::Auto(Box::new(calendar::scheme(&context.config.scheme)?)), checkpoint: true, disks: DiskChoice::All };
     let nobody = IdentityArguments { name: None, uuid: None };
@@ -69,7 +73,8 @@ pub fn run(context: &Context, arguments: &StatusArguments) -> Result<Outcome, Fa
     let mut found: Vec<Protection> = places.iter().map(|place| look(context, about_of(place), &backups, place, &request, now)).collect();
     if arguments.vms.is_empty() {
         let looked_at: Vec<VmId> = found.iter().filter_map(|vm| vm.id.clone()).collect();
-        found.extend(stored(&backups).filter(|vm| vm.id.as_ref().is_none_or(|id| !looked_at.contains(id))));
+        let others = sequences.into_iter().filter(|(id, _)| !looked_at.contains(id));
+        found.extend(others.map(|of_vm| stored(of_vm, now)));
     }
     if context.global.json {
         found.iter().try_for_each(|vm| output::json(&as_json(vm, now)))?;
@@ -109,31 +114,35 @@ fn planned(facts: &VmFacts, backups: &[StoredBackup], request: &Request, now: Ti
     let sequence = sequence(backups, &facts.identity.id());
     let plan = plan(facts, &sequence, request, now)?;
     let next = Next::Planned(plan.kind, plan.reason);
-    Ok(Protection { next, ..protection(facts.identity.name.clone(), facts.identity.id(), sequence) })
+    Ok(Protection { next, ..protection(facts.identity.name.clone(), facts.identity.id(), &sequence, now) })
 }
 
 fn sequence(backups: &[StoredBackup], id: &VmId) -> Vec<StoredBackup> {
     backups.iter().filter(|backup| backup.manifest.vm_id() == *id).cloned().collect()
 }
 
-fn protection(vm: String, id: VmId, mut sequence: Vec<StoredBackup>) -> Protection {
-    Protection { vm, id: Some(id), backups: sequence.len(), last: sequence.pop(), next: Next::NotAsked }
+/// The last backup is the newest that protects: one of some disks does not, nor does one that is dated ahead.
+fn protection(vm: String, id: VmId, sequence: &[StoredBackup], now: Timestamp) -> Protection {
+    Protection { vm, id: Some(id), backups: sequence.len(), last: clock::protecting(sequence, now).cloned(), next: Next::NotAsked }
 }
 
-/// The VMs of a store's backups, each once, in the order of their first backup, under their newest names.
-fn stored(backups: &[StoredBackup]) -> impl Iterator<Item = Protection> {
-    let mut ids: Vec<VmId> = Vec::new();
+/// A store's backups by VM, in the order of their first backup.
+fn sequences(backups: &[StoredBackup]) -> Vec<(VmId, Vec<StoredBackup>)> {
+    let mut found: Vec<(VmId, Vec<StoredBackup>)> = Vec::new();
     for backup in backups {
         let id = backup.manifest.vm_id();
-        if !ids.contains(&id) {
-            ids.push(id);
+        match found.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, sequence)) => sequence.push(backup.clone()),
+            None => found.push((id, vec![backup.clone()])),
         }
     }
-    ids.into_iter().map(|id| {
-        let sequence = sequence(backups, &id);
-        let name = sequence.last().map_or_else(String::new, |last| last.manifest.vm.name.clone());
-        protection(name, id, sequence)
-    })
+    found
+}
+
+/// A VM that the store has backups of, under its newest name.
+fn stored((id, sequence): (VmId, Vec<StoredBackup>), now: Timestamp) -> Protection {
+    let name = sequence.last().map_or_else(String::new, |last| last.manifest.vm.name.clone());
+    protection(name, id, &sequence, now)
 }
 
 fn age(then: Timestamp, now: Timestamp) -> Duration {

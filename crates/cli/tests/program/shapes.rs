@@ -11,8 +11,8 @@ fn redact(value: &mut Value) {
     match value {
         Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| match key.as_str() {
             "id" | "backup" | "time" | "full" | "differential" | "checkpoint" | "pause_ms" | "duration_ms" | "freeze_ms"
-            | "stored_bytes" | "audited_bytes" | "audit" | "program" | "hypervisor" | "image" | "path" | "store" | "bytes_read"
-            | "base" => redact_to(value, &format!("[{key}]")),
+            | "stored_bytes" | "audited_bytes" | "audit" | "program" | "hypervisor" | "image" | "image_id" | "path" | "store"
+            | "bytes_read" | "base" => redact_to(value, &format!("[{key}]")),
             "reason" | "text" | "problem" | "subject" | "due" => redact_to(value, "[words]"),
             _ => redact(value),
         }),

@@ -11,6 +11,7 @@ mod images;
 mod killed;
 mod managers;
 mod others;
+mod proof;
 mod shape;
 mod snapshots;
 mod stage;

@@ -58,6 +58,15 @@ impl Stage {
         Self { dir, keepmark }
     }
 
+    /// The same with an image store.
+    pub fn of_images() -> Self {
+        let dir = tmp();
+        let store = format!("images:{}", dir.path().join("store").display());
+        let keepmark = Keepmark::new(dir.path()).store(Path::new(&store));
+        keepmark.ok(&["init"]);
+        Self { dir, keepmark }
+    }
+
     /// The program with another store, which is made.
     pub fn other_store(&self, name: &str) -> Keepmark {
         let other = self.keepmark.clone().store(&self.path(name));

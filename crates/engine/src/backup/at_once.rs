@@ -4,6 +4,8 @@
 //! readable moment without a checkpoint is audited as ever, and when nothing contradicts the bitmaps the push begins. An audit afterwards
 //! would not do: what the guest overwrites meanwhile is dirty then, whatever the bitmap said of it when it was not pushed.
 
+use std::sync::atomic::AtomicBool;
+
 use keepmark_model::facts::BitmapFacts;
 use keepmark_model::plan::DiskPlan;
 use keepmark_model::pushing::{CannotPush, Push, PushTarget};
@@ -74,12 +76,13 @@ impl Run<'_> {
             }
             let mut frozen = point.disk(&disk.name)?;
             let scope = self.scope_of(frozen.as_mut(), disk)?;
-            if !push::is_pushable(disk, &scope) {
+            if !scope.is_contradicted && !push::is_pushable(disk, &scope) {
                 return Err(Failure::new(FailureClass::Failed, Contradicted { plan: scope.plan(disk) }));
             }
             scopes.push(scope);
         }
         point.release()?;
+        self.check_believed(&scopes)?;
         Ok(scopes)
     }
 
@@ -91,7 +94,7 @@ impl Run<'_> {
     ) -> Result<(Moment, Vec<u64>, Option<Failure>)> {
         let request = self.point_request(checkpoint, Push::AtOnce(targets.to_vec()));
         let mut point = vm.begin(&request).map_err(not_begun)?;
-        let moved = push::write(point.as_mut(), targets, self.monitor)?;
+        let moved = push::write(point.as_mut(), targets, &AtomicBool::new(false), self.monitor)?;
         Ok((point.moment().clone(), moved, point.release().err()))
     }
 

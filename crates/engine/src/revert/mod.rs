@@ -68,7 +68,8 @@ fn next_start(vm: &mut dyn Hypervisor, plan: &RevertPlan) -> Result<Vec<String>>
     vm.before_power_down(&plan.disks.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>())
 }
 
-/// Says what a revert would write and why, by comparing; changes nothing.
+/// Says what a revert would write and why, by comparing. It writes no disk; a checkpoint that is contradicted goes, since the next backup
+/// would build on it.
 ///
 /// # Errors
 /// When the backup does not fit the VM, or either cannot be read.
@@ -83,16 +84,22 @@ pub fn preview(
     clean_up(vm, monitor)?;
     let Look { facts, unfinished, plan } = look(vm, store, job)?;
     next_start(vm, &plan)?.iter().for_each(|text| monitor.note(text));
-    let backup = store.open(&job.target.id)?;
-    let request = WriteRequest { disks: point_disks(&plan), run: world.run(), backup: job.target.id.clone() };
+    let scoping = Scoping::new(store, &job.target.id, &facts, AuditWish::Default, monitor);
+    let disks = compared(vm, &scoping, &plan, world);
+    scoping.remove_contradicted(vm);
+    Ok(RevertReport { event: "plan", ..report(job, Look { facts, unfinished, plan }, disks?, world, started) })
+}
+
+fn compared(vm: &mut dyn Hypervisor, scoping: &Scoping<'_>, plan: &RevertPlan, world: Surroundings<'_>) -> Result<Vec<RevertedDisk>> {
+    let backup = scoping.store.open(scoping.target)?;
+    let request = WriteRequest { disks: point_disks(plan), run: world.run(), backup: scoping.target.clone() };
     let mut point = vm.begin(&request.point())?;
     let mut disks = Vec::new();
-    let scoping = Scoping { store, target: &job.target.id, facts: &facts, audit: AuditWish::Default, monitor };
     for disk in &plan.disks {
         let mut now = point.disk(&disk.name)?;
         let found = scoping.of(disk, now.as_mut(), scoping.basis(disk)?.as_ref(), world.seed())?;
         let counted = Counted::default();
-        let comparison = Comparison { disk, backup: backup.as_ref(), monitor };
+        let comparison = Comparison { disk, backup: backup.as_ref(), monitor: scoping.monitor };
         comparison.run(now.as_mut(), &found.candidates, &|change| {
             counted.count(&change);
             Ok(())
@@ -100,7 +107,7 @@ pub fn preview(
         disks.push(counted.report(disk, found));
     }
     point.release()?;
-    Ok(RevertReport { event: "plan", ..report(job, Look { facts, unfinished, plan }, disks, world, started) })
+    Ok(disks)
 }
 
 /// Takes a VM's disks back to a backup.
@@ -130,9 +137,11 @@ pub fn revert(
     let Look { facts, unfinished, plan } = if safety.is_some() { look(vm, store, job)? } else { first };
     // The safety backup has audited its bitmaps just now.
     let audit = if safety.is_some() { AuditWish::Off } else { AuditWish::Default };
-    let scoping = Scoping { store, target: &job.target.id, facts: &facts, audit, monitor };
+    let scoping = Scoping::new(store, &job.target.id, &facts, audit, monitor);
     let run = Run { scoping, target: target.as_ref(), world };
-    let disks = run.write(vm, &plan).inspect_err(|_| tell_half(vm, safety.as_ref(), monitor))?;
+    let written = run.write(vm, &plan);
+    run.scoping.remove_contradicted(vm);
+    let disks = written.inspect_err(|_| tell_half(vm, safety.as_ref(), monitor))?;
     Ok(RevertReport { safety_backup: safety, ..report(job, Look { facts, unfinished, plan }, disks, world, started) })
 }
 

@@ -1,13 +1,16 @@
 //! Where a disk can differ from the backup to which it goes back: bitmap, audit and the two backups' tables, asked in this order.
 
+use std::cell::RefCell;
+
 use keepmark_model::audit::AuditWish;
 use keepmark_model::facts::VmFacts;
 use keepmark_model::failure::in_one_line;
 use keepmark_model::revert::{RevertDisk, Scope};
-use keepmark_model::seam::{BackupReader, FrozenDisk, Monitor, Result, Store};
-use keepmark_model::{BackupId, Extents};
+use keepmark_model::seam::{BackupReader, FrozenDisk, Hypervisor, Monitor, Result, Store};
+use keepmark_model::{BackupId, DiskName, Extents};
 
 use crate::audit::{Audit, Audited, audit};
+use crate::backup::doubted::remove_condemned;
 use crate::error::{Error, is_damage};
 
 /// What the places are derived from.
@@ -22,6 +25,7 @@ pub(super) struct Scoping<'a> {
     pub(super) audit: AuditWish,
     /// Who hears of it.
     pub(super) monitor: &'a dyn Monitor,
+    contradicted: RefCell<Vec<DiskName>>,
 }
 
 /// The backup that a disk's bitmap is about.
@@ -39,6 +43,15 @@ pub(super) struct Found {
 }
 
 impl<'a> Scoping<'a> {
+    pub(super) fn new(store: &'a dyn Store, target: &'a BackupId, facts: &'a VmFacts, audit: AuditWish, monitor: &'a dyn Monitor) -> Self {
+        Self { store, target, facts, audit, monitor, contradicted: RefCell::default() }
+    }
+
+    /// Removes the checkpoints of bitmaps that were contradicted, however the rest went: whoever comes next need not be as lucky to see it.
+    pub(super) fn remove_contradicted(&self, vm: &mut dyn Hypervisor) {
+        remove_condemned(vm, self.facts, &self.store.id(), &self.contradicted.take(), self.monitor);
+    }
+
     /// What the store knows of a disk's base; nothing where there is none, or it cannot be read: then all is compared.
     pub(super) fn basis(&self, disk: &RevertDisk) -> Result<Option<Basis<'a>>> {
         let Scope::Since(base) = &disk.scope else { return Ok(None) };
@@ -82,11 +95,15 @@ impl<'a> Scoping<'a> {
             cluster: facts.and_then(|facts| facts.cluster_size).unwrap_or(1),
             wish: self.audit,
             seed,
+            monitor: self.monitor,
         };
         let changed = written.round_out(then.chunk_size, disk.size);
         match audit(now, &disk.name, &changed, then.chunk_size, &auditing) {
             Ok(Audited::Clean(..)) => Ok(None),
-            Ok(Audited::Contradiction(lie)) => Ok(Some(lie)),
+            Ok(Audited::Contradiction(lie)) => {
+                self.contradicted.borrow_mut().push(disk.name.clone());
+                Ok(Some(lie))
+            }
             Err(failure) if is_damage(&failure) => Ok(Some(format!("the last backup cannot be read: {}", in_one_line(&failure)))),
             Err(failure) => Err(failure),
         }

@@ -8,14 +8,16 @@ mod layered;
 pub mod policy;
 mod tiered;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
 
 pub use policy::{Keep, Period, Policy, PolicyError, Style, Within};
 
+use crate::clock::is_ahead;
 use crate::manifest::StoredBackup;
-use crate::names::BackupId;
+use crate::names::{BackupId, DiskName};
 use crate::plan::bases;
 
 /// What the rules look at of one backup.
@@ -42,6 +44,8 @@ pub enum Reason {
     Oldest(Period),
     /// It is the newest of a period within a time before the newest backup.
     Recent(Period, Within),
+    /// It is dated ahead of the clock, so that no rule can tell.
+    Ahead,
     /// The next backup of the VM builds on it.
     Base,
     /// The VM would have none.
@@ -57,6 +61,7 @@ impl fmt::Display for Reason {
             Self::Oldest(period) => write!(f, "oldest {}", period.word()),
             Self::Recent(Period::Last, within) => write!(f, "within {within}"),
             Self::Recent(period, within) => write!(f, "{} within {within}", period.word()),
+            Self::Ahead => f.write_str("dated ahead of the clock"),
             Self::Base => f.write_str("the next backup builds on it"),
             Self::TheLast => f.write_str("the last one of the VM"),
         }
@@ -97,8 +102,7 @@ pub struct Beyond {
 /// Applies a policy to the sequence of one VM, oldest first.
 #[must_use]
 pub fn judge<'a>(sequence: &'a [StoredBackup], policy: &Policy, beyond: Beyond, now: Timestamp) -> Vec<Verdict<'a>> {
-    let entries: Vec<Entry<'_>> = sequence.iter().map(Entry::of).collect();
-    let mut reasons = apply(&entries, policy, now);
+    let mut reasons = apply_by_disks(sequence, policy, now);
     let held: Vec<&BackupId> = if beyond.bases { bases(sequence).iter().map(|base| &base.id).collect() } else { Vec::new() };
     for (backup, reasons) in sequence.iter().zip(&mut reasons) {
         if held.contains(&&backup.id) {
@@ -106,12 +110,52 @@ pub fn judge<'a>(sequence: &'a [StoredBackup], policy: &Policy, beyond: Beyond, 
         }
     }
     if beyond.the_last
-        && reasons.iter().all(Vec::is_empty)
-        && let Some(last) = reasons.last_mut()
+        && let Some(last) = last_to_stay(sequence, &reasons)
     {
-        last.push(Reason::TheLast);
+        reasons[last].push(Reason::TheLast);
     }
     sequence.iter().zip(reasons).map(|(backup, reasons)| Verdict { backup, reasons }).collect()
+}
+
+/// Which backups have the same disks: a partial one must not take the place of one that has more. What is dated ahead takes no place.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Group<'a> {
+    Complete,
+    Partial(Vec<&'a DiskName>),
+    Ahead,
+}
+
+impl<'a> Group<'a> {
+    fn of(backup: &'a StoredBackup, now: Timestamp) -> Self {
+        let manifest = &backup.manifest;
+        match manifest.is_complete() {
+            _ if is_ahead(manifest.time, now) => Self::Ahead,
+            true => Self::Complete,
+            false => Self::Partial(manifest.disks.iter().map(|disk| &disk.name).collect()),
+        }
+    }
+}
+
+fn apply_by_disks(sequence: &[StoredBackup], policy: &Policy, now: Timestamp) -> Vec<Vec<Reason>> {
+    let mut groups: BTreeMap<Group<'_>, Vec<usize>> = BTreeMap::new();
+    for (place, backup) in sequence.iter().enumerate() {
+        groups.entry(Group::of(backup, now)).or_default().push(place);
+    }
+    let mut reasons = vec![Vec::new(); sequence.len()];
+    for (group, places) in groups {
+        let entries: Vec<Entry<'_>> = places.iter().map(|place| Entry::of(&sequence[*place])).collect();
+        let kept = if group == Group::Ahead { vec![vec![Reason::Ahead]; places.len()] } else { apply(&entries, policy, now) };
+        places.into_iter().zip(kept).for_each(|(place, kept)| reasons[place] = kept);
+    }
+    reasons
+}
+
+/// The one that stays because no complete one does, or none at all where none is complete.
+fn last_to_stay(sequence: &[StoredBackup], reasons: &[Vec<Reason>]) -> Option<usize> {
+    let complete = sequence.iter().rposition(|backup| backup.manifest.is_complete());
+    let is_like = |backup: &StoredBackup| complete.is_none() || backup.manifest.is_complete();
+    let stays = sequence.iter().zip(reasons).any(|(backup, reasons)| is_like(backup) && !reasons.is_empty());
+    if stays { None } else { complete.or(sequence.len().checked_sub(1)) }
 }
 
 impl<'a> Entry<'a> {

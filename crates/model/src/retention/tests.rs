@@ -201,6 +201,43 @@ fn what_the_next_backup_builds_on_stays_and_so_does_the_last_one() {
     assert!(judge(&[], &policy(Style::Restic, "last=1"), Beyond { bases: true, the_last: true }, at("2026-11-05")).is_empty());
 }
 
+#[test]
+fn a_partial_backup_takes_no_complete_ones_place() {
+    let partial = |id: &str, time: &str| {
+        let mut partial = stored(id, Kind::Full, time);
+        partial.manifest.left_out = vec![crate::names::DiskName::new("vdb").unwrap()];
+        partial
+    };
+    let kept = |sequence: &[StoredBackup], options: &str| {
+        let beyond = Beyond { bases: false, the_last: true };
+        let verdicts = judge(sequence, &policy(Style::Restic, options), beyond, at("2026-11-05"));
+        verdicts.iter().filter(|verdict| !verdict.reasons.is_empty()).map(|verdict| verdict.backup.id.as_str()).collect::<String>()
+    };
+    let sequence = [
+        stored("a", Kind::Full, "2026-11-02"),
+        partial("p", "2026-11-03"),
+        stored("b", Kind::Full, "2026-11-03"),
+        partial("q", "2026-11-04"),
+    ];
+    assert_eq!(kept(&sequence, "last=1"), "bq");
+    assert_eq!(kept(&sequence, "daily=2"), "apbq");
+    assert_eq!(kept(&sequence, "tag=none"), "b");
+    assert_eq!(kept(&sequence[..2], "tag=none"), "a");
+    assert_eq!(kept(&[partial("p", "2026-11-03"), partial("q", "2026-11-04")], "tag=none"), "q");
+    let mut pinned = sequence.clone();
+    pinned[3].pinned = true;
+    assert_eq!(kept(&pinned, "tag=none"), "bq", "a partial one that stays is not enough");
+}
+
+#[test]
+fn what_is_dated_ahead_stays_and_takes_no_place() {
+    let dates = ["2026-11-02", "2026-11-03", "2027-11-03", "2026-11-04"];
+    let sequence: Vec<StoredBackup> = dates.iter().zip(["a", "b", "x", "c"]).map(|(date, id)| stored(id, Kind::Full, date)).collect();
+    let verdicts = judge(&sequence, &policy(Style::Proxmox, "daily=2"), Beyond { bases: false, the_last: true }, at("2026-11-05"));
+    let told: Vec<String> = verdicts.iter().map(|verdict| verdict.reasons.iter().map(ToString::to_string).collect()).collect();
+    assert_eq!(told, ["", "daily", "dated ahead of the clock", "daily"]);
+}
+
 proptest! {
     /// Whatever the order of the list, each backup meets the same fate; more of a rule never keeps less.
     #[test]

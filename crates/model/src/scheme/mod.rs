@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::is_ahead;
 use crate::manifest::{Role, StoredBackup};
 
 pub use rhythm::{Rhythm, RhythmError};
@@ -49,13 +50,15 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Of a sequence.
+    /// Of a sequence. Times ahead of now count for nothing, and so do backups that do not have all disks.
     #[must_use]
-    pub fn of(sequence: &[StoredBackup]) -> Self {
+    pub fn of(sequence: &[StoredBackup], now: Timestamp) -> Self {
+        let seen = |time: &Timestamp| !is_ahead(*time, now);
         sequence.iter().map(|backup| &backup.manifest).fold(Self::default(), |standing, manifest| {
-            let Self { full, differential } = manifest.standing;
+            let (full, differential) = (manifest.standing.full.filter(seen), manifest.standing.differential.filter(seen));
             let known = Self { full: standing.full.max(full), differential: standing.differential.max(differential) };
-            known.with(manifest.role(), manifest.time)
+            let counts = seen(&manifest.time) && manifest.is_complete();
+            if counts { known.with(manifest.role(), manifest.time) } else { known }
         })
     }
 
@@ -209,12 +212,36 @@ mod tests {
         let mut last = backup("i", None);
         (last.manifest.kind, last.manifest.wanted) = (Kind::Incremental, Some(Role::Incremental));
         last.manifest.time = at("2026-11-10T01:00:00Z");
-        last.manifest.standing = Standing::of(std::slice::from_ref(&full)).with(Role::Differential, at("2026-11-09T01:00:00Z"));
-        let due = |sequence: &[StoredBackup]| gfs().due(&Standing::of(sequence), at("2026-11-11T01:00:00Z")).role;
+        last.manifest.standing =
+            Standing::of(std::slice::from_ref(&full), at("2026-11-11T01:00:00Z")).with(Role::Differential, at("2026-11-09T01:00:00Z"));
+        let due =
+            |sequence: &[StoredBackup]| gfs().due(&Standing::of(sequence, at("2026-11-11T01:00:00Z")), at("2026-11-11T01:00:00Z")).role;
         assert_eq!(due(&[full.clone(), last.clone()]), Role::Incremental);
         assert_eq!(due(std::slice::from_ref(&last)), Role::Incremental);
         assert_eq!(due(std::slice::from_ref(&full)), Role::Differential);
-        assert_eq!(Standing::of(&[last]).full, Some(full.manifest.time));
+        assert_eq!(Standing::of(&[last], at("2026-11-11T01:00:00Z")).full, Some(full.manifest.time));
+    }
+
+    #[test]
+    fn what_is_dated_ahead_or_partial_stands_for_nothing() {
+        use crate::trust::tests::backup;
+        let now = at("2026-11-11T01:00:00Z");
+        let full = |time: &str| {
+            let mut full = backup("f", None);
+            full.manifest.time = at(time);
+            full
+        };
+        let first = full("2026-11-02T01:00:00Z");
+        let standing = Standing { full: Some(first.manifest.time), differential: Some(first.manifest.time) };
+        let mut partial = full("2026-11-10T01:00:00Z");
+        partial.manifest.left_out = vec![crate::names::DiskName::new("vdb").unwrap()];
+        let ahead = full("2027-11-10T01:00:00Z");
+        let mut dragged = full("2026-11-10T01:00:00Z");
+        (dragged.manifest.kind, dragged.manifest.wanted) = (crate::manifest::Kind::Incremental, Some(Role::Incremental));
+        dragged.manifest.standing = Standing { full: Some(ahead.manifest.time), differential: Some(ahead.manifest.time) };
+        for another in [partial, ahead, dragged] {
+            assert_eq!(Standing::of(&[first.clone(), another], now), standing);
+        }
     }
 
     #[test]

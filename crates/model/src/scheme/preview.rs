@@ -37,7 +37,7 @@ struct Alive<'a> {
 /// What comes until a moment if every run succeeds, and what a policy makes of it; without one all stays.
 #[must_use]
 pub fn preview(sequence: &[StoredBackup], scheme: &Scheme, policy: Option<&Policy>, now: Timestamp, until: Timestamp) -> Vec<Ahead> {
-    let mut standing = Standing::of(sequence);
+    let mut standing = Standing::of(sequence, now);
     let mut alive: Vec<Alive<'_>> = sequence.iter().map(Alive::of).collect();
     let mut ahead: Vec<Ahead> = Vec::new();
     let mut time = now;

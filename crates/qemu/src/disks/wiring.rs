@@ -153,7 +153,7 @@ pub(crate) fn persistence(format: &str, compat: Option<&str>) -> Persistence {
 
 /// An image with its named bitmaps.
 pub(crate) fn layer(node: &Node) -> LayerFacts {
-    LayerFacts { image: location(&node.file), bitmaps: node.dirty_bitmaps.iter().filter_map(bitmap).collect() }
+    LayerFacts { image: location(&node.file), id: None, bitmaps: node.dirty_bitmaps.iter().filter_map(bitmap).collect() }
 }
 
 fn bitmap(bitmap: &Bitmap) -> Option<BitmapFacts> {

@@ -29,7 +29,7 @@ use crate::point::undo::Undo;
 use crate::point::{Guards, Point, export, target};
 use crate::temporary::Temporary;
 use crate::workspace::{VmLock, Workspace};
-use crate::{bitmaps, definition};
+use crate::{bitmaps, definition, identity};
 use complaint::explain;
 use daemon::Daemon;
 use guard::Place;
@@ -193,7 +193,8 @@ impl Offline {
             nodes::disk(number, &image.name, &image.permit, &nodes)
                 .ok_or_else(|| Error::Image { image: image.path.clone(), problem: "qemu-storage-daemon does not tell of it".into() })
         };
-        let disks = self.images.iter().enumerate().map(disk).collect::<Result<_>>()?;
+        let mut disks = self.images.iter().enumerate().map(disk).collect::<Result<Vec<_>>>()?;
+        identity::identify(&mut disks, &identity::OpenFiles::UNKNOWN);
         Ok((disks, nodes))
     }
 

@@ -182,7 +182,7 @@ mod tests {
             granularity,
             dirty: Size(0),
         };
-        LayerFacts { image: "x".into(), bitmaps: vec![bitmap] }
+        LayerFacts { image: "x".into(), id: None, bitmaps: vec![bitmap] }
     }
 
     fn disk(layers: Vec<LayerFacts>) -> Disk {
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_disk_with_a_job_or_a_second_device_is_refused_by_name() {
-        let bare = || disk(vec![LayerFacts { image: "x".into(), bitmaps: vec![] }]);
+        let bare = || disk(vec![LayerFacts { image: "x".into(), id: None, bitmaps: vec![] }]);
         let mut worked_on = bare();
         worked_on.job = Some(crate::disks::reply::Job { id: "mj".into(), kind: "mirror".into() });
         let error = targets(&[worked_on], &[], &request("vda", None)).unwrap_err();
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_believed_at_the_moment_is_refused() {
-        let bare = LayerFacts { image: "x".into(), bitmaps: vec![] };
+        let bare = LayerFacts { image: "x".into(), id: None, bitmaps: vec![] };
         let mut stopped = layer(65_536);
         stopped.bitmaps[0].recording = false;
         for layers in [vec![bare.clone(), layer(65_536)], vec![layer(65_536), bare, layer(65_536)], vec![stopped]] {
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn an_unknown_disk_or_bitmap_is_named() {
-        let disks = [disk(vec![LayerFacts { image: "x".into(), bitmaps: vec![] }])];
+        let disks = [disk(vec![LayerFacts { image: "x".into(), id: None, bitmaps: vec![] }])];
         assert!(matches!(targets(&disks, &[], &request("vdb", None)), Err(Error::UnknownDisk { known, .. }) if known == "vda"));
         assert!(matches!(targets(&disks, &[], &request("vda", Some(OLD))), Err(Error::NoBitmap { .. })));
     }

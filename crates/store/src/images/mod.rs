@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use keepmark_model::images::{CLUSTER_BYTES, ImageTools};
-use keepmark_model::manifest::StoredBackup;
+use keepmark_model::manifest::{StoredBackup, in_order};
 use keepmark_model::pushing::PushPlace;
 use keepmark_model::seam::{self, Monitor, PruneRequest, Pruned, Silent, Store, Verification};
 use keepmark_model::{BackupId, ChunkSize, StoreId, VmId};
@@ -115,8 +115,7 @@ impl ImageStore {
             problems.append(&mut damaged);
         }
         backups.retain(|backup| vm.is_none_or(|vm| backup.manifest.vm_id() == *vm));
-        backups.sort_by(|a, b| (a.manifest.time, &a.id).cmp(&(b.manifest.time, &b.id)));
-        Ok((backups, problems.iter().map(ToString::to_string).collect()))
+        Ok((in_order(backups), problems.iter().map(ToString::to_string).collect()))
     }
 
     /// The VM's folder that has a backup.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use keepmark_model::manifest::{Manifest, StoredBackup};
+use keepmark_model::manifest::{Manifest, StoredBackup, in_order};
 use keepmark_model::{BackupId, FileName, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -64,9 +64,8 @@ impl Repository {
     /// When the repository cannot be listed.
     pub fn list(&self, vm: Option<&VmId>) -> Result<(Vec<StoredBackup>, Vec<String>)> {
         let (all, problems) = self.catalog()?;
-        let mut backups: Vec<StoredBackup> = all.into_iter().filter(|backup| vm.is_none_or(|vm| backup.manifest.vm_id() == *vm)).collect();
-        backups.sort_by(|a, b| (a.manifest.time, &a.id).cmp(&(b.manifest.time, &b.id)));
-        Ok((backups, problems.into_iter().map(|(_, error)| error.to_string()).collect()))
+        let backups: Vec<StoredBackup> = all.into_iter().filter(|backup| vm.is_none_or(|vm| backup.manifest.vm_id() == *vm)).collect();
+        Ok((in_order(backups), problems.into_iter().map(|(_, error)| error.to_string()).collect()))
     }
 
     /// All backups in the order of their ids, and the snapshots that are damaged.

@@ -132,6 +132,7 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
         version: MANIFEST_VERSION,
         program: "keepmark 0.1.0".into(),
         vm: vm(),
+        number: 0,
         time: time.parse().unwrap(),
         kind,
         wanted: None,
@@ -155,6 +156,7 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
                 format: "raw".into(),
                 cluster_size: None,
                 image: "none".into(),
+                image_id: None,
                 backing: Vec::new(),
                 chunk_size: chunk_size(),
                 checkpointed: false,
@@ -166,6 +168,7 @@ pub fn manifest(time: &str, disks: &[(&str, u64)], base: Option<&BackupId>) -> M
                 audit: None,
             })
             .collect(),
+        left_out: vec![],
         skipped: vec![],
         findings: vec![],
     }

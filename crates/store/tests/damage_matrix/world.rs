@@ -66,7 +66,7 @@ impl World {
         let id = backup(&repository, MORNING, &first, None, &put_data(&first)).unwrap();
         world.note(Whose::First, id.clone(), &first, &mut seen);
         drop(repository.backups(None).unwrap());
-        let listed = fs::read(world.cached("backups-1").remove(0)).unwrap();
+        let listed = fs::read(world.cached("backups-2").remove(0)).unwrap();
         let told = diff(&first, &second);
         let id = backup(&repository, EVENING, &second, Some(&id), &told).unwrap();
         world.note(Whose::Second, id, &second, &mut seen);
@@ -124,7 +124,7 @@ impl World {
         self.files.insert((File::Config, Whose::First), (config(&self.place), fs::read(config(&stranger)).unwrap()));
         drop(self.place.open().backups(None).unwrap());
         // The cache as it is in the end, and an older version to replace it by.
-        self.files.insert((File::CachedBackups, Whose::First), (self.cached("backups-1").remove(0), listed_at_first));
+        self.files.insert((File::CachedBackups, Whose::First), (self.cached("backups-2").remove(0), listed_at_first));
         let mut runs = self.cached(".run");
         runs.sort_by_key(|path| fs::metadata(path).unwrap().len());
         self.files.insert((File::CachedIndex, Whose::First), (runs[runs.len() - 1].clone(), fs::read(&runs[0]).unwrap()));

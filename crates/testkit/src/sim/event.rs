@@ -5,7 +5,7 @@ use keepmark_model::facts::Power;
 
 use super::device::Device;
 use super::image::{ATOMS_MAX, Bitmap, Cell, Format, Layer, SimDisk, mask};
-use super::machine::Machine;
+use super::machine::{FIRST_IMAGE, Machine};
 use super::others::other_files;
 use super::world::World;
 
@@ -184,7 +184,8 @@ impl World {
                 false
             }
             EventKind::Convert | EventKind::ConvertWithBitmaps if closed => {
-                disk.rewrite(path, Format::Qcow2, cluster, event.kind == EventKind::ConvertWithBitmaps);
+                // The new file takes the old one's name.
+                disk.rewrite(2 * FIRST_IMAGE + path, Format::Qcow2, cluster, event.kind == EventKind::ConvertWithBitmaps);
                 false
             }
             EventKind::Copy if free => {

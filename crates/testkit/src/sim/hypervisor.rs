@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use keepmark_model::facts::{BitmapFacts, DiskFacts, LayerFacts, Persistence, Power, VmFacts};
+use keepmark_model::facts::{BitmapFacts, DiskFacts, ImageId, LayerFacts, Persistence, Power, VmFacts};
 use keepmark_model::seam::{Definition, FrozenDisk, FrozenPoint, Hypervisor, Moment, PointRequest, Recycler, Result};
 use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, Extent, Extents, Failure, FailureClass, Size, VmIdentity};
@@ -208,6 +208,11 @@ fn image(layer: &Layer) -> String {
     format!("/{}/{file}", layer.path)
 }
 
+/// Which file it is; every other image lies where that cannot be told.
+fn file(layer: &Layer) -> Option<ImageId> {
+    layer.path.is_multiple_of(2).then(|| ImageId::new(layer.path.to_string()))
+}
+
 fn layer_facts(layer: &Layer) -> LayerFacts {
     let bitmap = |bitmap: &Bitmap| BitmapFacts {
         name: bitmap.name.clone(),
@@ -218,7 +223,7 @@ fn layer_facts(layer: &Layer) -> LayerFacts {
         granularity: bitmap.granularity as u64 * ATOM,
         dirty: Size(u64::from(bitmap.bits.count_ones()) * ATOM),
     };
-    LayerFacts { image: image(layer), bitmaps: layer.bitmaps.iter().map(bitmap).collect() }
+    LayerFacts { image: image(layer), id: file(layer), bitmaps: layer.bitmaps.iter().map(bitmap).collect() }
 }
 
 struct SimPoint<'a> {

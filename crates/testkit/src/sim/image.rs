@@ -421,16 +421,14 @@ impl SimDisk {
         true
     }
 
-    /// Moves the content to a new file, by mirror or `qemu-img convert`; its bitmaps only where that is asked for.
+    /// Moves the content to a new file, by mirror or `qemu-img convert`; the active image's bitmaps only where that is asked for.
     pub fn rewrite(&mut self, path: u32, format: Format, cluster: usize, with_bitmaps: bool) {
         let content = self.content();
         let mut new = Layer::new(path, format, cluster, content.len());
         for (cell, (value, hole)) in new.cells.iter_mut().zip(content) {
             *cell = if hole { Cell::Absent } else { Cell::Data(value) };
         }
-        if let Some(old) =
-            self.layers.first().filter(|old| with_bitmaps && format == Format::Qcow2 && self.layers.len() == 1 && !old.is_pinned())
-        {
+        if let Some(old) = self.layers.first().filter(|old| with_bitmaps && format == Format::Qcow2 && !old.is_pinned()) {
             new.bitmaps =
                 old.bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().map(|bitmap| Bitmap { stored: true, ..bitmap }).collect();
         }

@@ -9,7 +9,7 @@ mod writer;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use keepmark_model::manifest::StoredBackup;
+use keepmark_model::manifest::{StoredBackup, in_order};
 use keepmark_model::seam::{BackupReader, BackupWriter, Monitor, PruneRequest, Pruned, Result, Store, Verification};
 use keepmark_model::{BackupId, ChunkSize, DiskName, Extents, Failure, FailureClass, StoreId, VmId};
 
@@ -58,9 +58,8 @@ impl Store for SimStore {
         let mut world = lock(&self.world);
         world.effect()?;
         let listed = world.stores[self.place].backups.iter().map(|published| &published.backup);
-        let mut listed: Vec<StoredBackup> = listed.filter(|backup| vm.is_none_or(|vm| backup.manifest.vm_id() == *vm)).cloned().collect();
-        listed.sort_by(|a, b| (a.manifest.time, &a.id).cmp(&(b.manifest.time, &b.id)));
-        Ok((listed, Vec::new()))
+        let listed: Vec<StoredBackup> = listed.filter(|backup| vm.is_none_or(|vm| backup.manifest.vm_id() == *vm)).cloned().collect();
+        Ok((in_order(listed), Vec::new()))
     }
 
     fn begin(&self, _: &VmId, _: Timestamp) -> Result<Box<dyn BackupWriter + '_>> {
