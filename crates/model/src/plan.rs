@@ -166,7 +166,7 @@ pub fn obsolete_checkpoints(facts: &VmFacts, store: &StoreId, sequence: &[Stored
 #[must_use]
 pub fn condemned(facts: &VmFacts, store: &StoreId, contradicted: &[DiskName]) -> Vec<CheckpointName> {
     let disks = facts.disks.iter().filter(|disk| contradicted.contains(&disk.name));
-    let names = disks.flat_map(DiskFacts::bitmaps).filter_map(|bitmap| CheckpointName::parse(&bitmap.name).ok());
+    let names = disks.flat_map(DiskFacts::own_bitmaps).filter_map(|bitmap| CheckpointName::parse(&bitmap.name).ok());
     names.filter(|name| name.is_for(store)).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
