@@ -1,6 +1,6 @@
 //! What subcommands share: configuration, folders, the screen, and the world's clock and randomness.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -42,19 +42,22 @@ impl Context {
 
     /// Where disposable copies of stores' indexes are.
     pub fn cache_dir(&self) -> PathBuf {
-        let user = || user_folder("XDG_CACHE_HOME", ".cache").unwrap_or_else(std::env::temp_dir).join("keepmark");
+        let user = || {
+            user_folder("XDG_CACHE_HOME", ".cache").map_or_else(|| own_in(&std::env::temp_dir()).join("cache"), |dir| dir.join("keepmark"))
+        };
         self.config.cache_dir.clone().unwrap_or_else(|| if is_root() { PathBuf::from("/var/cache/keepmark") } else { user() })
     }
 
     /// Where locks and sockets are.
     pub fn run_dir(&self) -> PathBuf {
-        let user = || std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from).join("keepmark");
+        let user =
+            || std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| own_in(&std::env::temp_dir()), |dir| PathBuf::from(dir).join("keepmark"));
         self.config.run_dir.clone().unwrap_or_else(|| if is_root() { PathBuf::from("/run/keepmark") } else { user() })
     }
 
     /// Where the old content of overwritten blocks goes.
     pub fn scratch_dir(&self) -> PathBuf {
-        self.config.scratch_dir.clone().unwrap_or_else(|| PathBuf::from("/var/tmp/keepmark"))
+        self.config.scratch_dir.clone().unwrap_or_else(|| own_in(Path::new("/var/tmp")))
     }
 
     /// Whether and how long guests may be frozen.
@@ -75,6 +78,11 @@ impl Context {
 pub fn libvirt_folders() -> keepmark_libvirt::UserFolders {
     let folder = |variable: &str, below_home: &str| user_folder(variable, below_home).unwrap_or_default();
     keepmark_libvirt::UserFolders { config: folder("XDG_CONFIG_HOME", ".config"), data: folder("XDG_DATA_HOME", ".local/share") }
+}
+
+// Where everybody may make folders, each user has one of his own name.
+fn own_in(folder: &Path) -> PathBuf {
+    folder.join(format!("keepmark-{}", rustix::process::geteuid().as_raw()))
 }
 
 fn is_root() -> bool {

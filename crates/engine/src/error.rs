@@ -17,6 +17,14 @@ pub enum Error {
         /// Where.
         path: PathBuf,
     },
+    /// Somebody uses what a restore is to replace or overwrite.
+    #[error("{} is in use by {holders}", path.display())]
+    InUse {
+        /// What.
+        path: PathBuf,
+        /// Who, in words.
+        holders: String,
+    },
     /// The target of a restore is in the wrong place or of the wrong kind.
     #[error("cannot restore to {}: {why}", path.display())]
     Target {
@@ -98,6 +106,7 @@ impl Error {
     fn class(&self) -> FailureClass {
         match self {
             Self::Interrupted => FailureClass::Interrupted,
+            Self::InUse { .. } => FailureClass::Locked,
             Self::UnknownDisk { .. } | Self::Target { .. } | Self::NoCheckpoint | Self::GuestRuns | Self::GuestHeld { .. } => {
                 FailureClass::Usage
             }
@@ -113,6 +122,10 @@ impl Error {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Self::TargetExists { .. } => Some("choose another place, or overwrite it with --force"),
+            Self::InUse { .. } => Some(
+                "a VM that runs on it would lose what it writes from now on: 'keepmark revert VM BACKUP --shutdown' takes its disks back in place; or \
+                 choose another place",
+            ),
             Self::SizeChanged { .. } => Some("run the backup again"),
             Self::NoCheckpoint => Some("convert an image to qcow2 (compat=1.1); 'keepmark doctor VM' tells of each disk"),
             Self::GuestRuns => Some("--shutdown powers it down, reverts, and starts it again"),

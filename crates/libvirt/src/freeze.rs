@@ -16,6 +16,7 @@ use crate::link::Link;
 
 // Beyond the deadline, before the watchdog kills us: libvirt counts in whole seconds and synchronises with the agent first.
 const SLACK: Duration = Duration::from_secs(20);
+const STATUS_WAIT: Duration = Duration::from_secs(3);
 
 /// What came of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,6 +49,11 @@ pub(crate) fn quiesced<T>(link: &mut Link, means: Means<'_>, work: impl FnOnce(&
         }
         (Freeze::IfPossible { .. } | Freeze::Never, _) => return Ok((work(link)?, quiet)),
     };
+    // Somebody else's freeze is not ours to take over, nor to give back.
+    if let Ok(Ok(true)) = link.attempt(|domain| domain.is_frozen(STATUS_WAIT.min(deadline))) {
+        quiet.findings.push("somebody else has frozen the guest's file systems; the backup is crash-consistent".into());
+        return Ok((work(link)?, quiet));
+    }
     let mut hold = Hold { watchdog: means.watchdog, mark: mark(means.run_dir, link.uuid()), deadline };
     match hold.freeze(link)? {
         Frozen::Yes => {
@@ -83,11 +89,18 @@ enum Frozen {
 }
 
 impl Frozen {
-    fn read(answer: api::Result<u32>) -> Self {
+    // Messages are translated, the agent's own words in them are not; `is_frozen` is asked where neither they nor the code tell.
+    fn read(answer: api::Result<u32>, is_frozen: impl FnOnce() -> Option<bool>) -> Self {
         match answer {
             Ok(_) => Self::Yes,
-            Err(fault) if fault.kind == Kind::Other && fault.message.contains("agent command") => Self::No(fault),
-            Err(fault) => Self::Perhaps(fault),
+            Err(fault) if matches!(fault.kind, Kind::AgentMute | Kind::Lost | Kind::Timeout) => Self::Perhaps(fault),
+            Err(fault) if fault.message.contains("in frozen state") => Self::No(fault),
+            Err(fault) => match is_frozen() {
+                // It was not before.
+                Some(true) => Self::Perhaps(fault),
+                // A refusal froze nothing, whatever language it is in.
+                Some(false) | None => Self::No(fault),
+            },
         }
     }
 }
@@ -106,7 +119,10 @@ impl Hold<'_> {
             watchdog.freezing(self.deadline + SLACK, Path::new(link.uuid()))?;
         }
         match link.attempt(|domain| domain.limit_agent(Some(self.deadline)))? {
-            Ok(()) => Ok(Frozen::read(link.attempt_once(Domain::freeze))),
+            Ok(()) => {
+                let answer = link.attempt_once(Domain::freeze);
+                Ok(Frozen::read(answer, || link.attempt_once(|domain| domain.is_frozen(STATUS_WAIT)).ok()))
+            }
             Err(fault) => Ok(Frozen::No(fault)),
         }
     }
@@ -163,9 +179,14 @@ mod tests {
         let fault = |kind, message: &str| Fault { call: "freeze", kind, message: message.into() };
         let refused = "guest agent command failed: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command \
             guest-fsfreeze-freeze has been disabled: the agent is in frozen state";
-        assert!(matches!(Frozen::read(Err(fault(Kind::Other, refused))), Frozen::No(_)));
-        assert!(matches!(Frozen::read(Err(fault(Kind::AgentMute, "Guest agent is not responding"))), Frozen::Perhaps(_)));
-        assert!(matches!(Frozen::read(Err(fault(Kind::Lost, "End of file"))), Frozen::Perhaps(_)));
-        assert!(matches!(Frozen::read(Ok(2)), Frozen::Yes));
+        let read = |fault, is_frozen: Option<bool>| Frozen::read(Err(fault), || is_frozen);
+        assert!(matches!(read(fault(Kind::Other, refused), Some(true)), Frozen::No(_)));
+        let french = "erreur interne : la commande de l'agent a échoué";
+        assert!(matches!(read(fault(Kind::Other, french), Some(false)), Frozen::No(_)));
+        assert!(matches!(read(fault(Kind::Other, french), None), Frozen::No(_)));
+        assert!(matches!(read(fault(Kind::Other, french), Some(true)), Frozen::Perhaps(_)));
+        assert!(matches!(read(fault(Kind::AgentMute, "Guest agent is not responding"), Some(false)), Frozen::Perhaps(_)));
+        assert!(matches!(read(fault(Kind::Lost, "End of file"), None), Frozen::Perhaps(_)));
+        assert!(matches!(Frozen::read(Ok(2), || None), Frozen::Yes));
     }
 }

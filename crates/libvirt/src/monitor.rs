@@ -1,14 +1,16 @@
 //! Questions to QEMU's monitor through libvirt, for what libvirt has no call for: which bitmaps are on which image.
 //!
-//! Only questions, with two exceptions (docs/decisions/0004): what a dead backup left, which libvirt has forgotten and has no call for;
-//! and the commands of a backup around a dead job that libvirt cannot end. libvirt marks the domain as tainted by it (`custom-monitor`).
+//! Only questions, with three exceptions (docs/decisions/0004): the claim on the VM (0013), which changes nothing of it; what a dead backup left,
+//! which libvirt has forgotten and has no call for; and the commands of a backup around a dead job that libvirt cannot end. libvirt marks the domain as tainted by it (`custom-monitor`).
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use keepmark_qemu::claim::{Claim, Claimed};
 use keepmark_qemu::disks::{Replies, Survey, survey};
 
 use crate::api::{Domain, Version};
@@ -133,6 +135,48 @@ pub(crate) fn sockets(link: &mut Link) -> Result<Vec<(String, String)>> {
     Ok(devices.iter().filter_map(socket).collect())
 }
 
+/// A claim on a domain's VM, with a connection of its own to end it by.
+#[derive(Debug)]
+pub(crate) struct DomainClaim {
+    claim: Option<Claim>,
+    link: Link,
+}
+
+impl DomainClaim {
+    /// Claims the VM, if nobody else has; none where QEMU cannot be passed a file through this libvirt.
+    pub(crate) fn take(link: &Link) -> Result<Option<Self>> {
+        let link = Link::open(Some(link.uri()), link.uuid())?;
+        let subject = link.name().to_owned();
+        let is_impossible = |error: &Error| !matches!(error, Error::Unreachable { .. });
+        match Claim::take(&subject, &mut |command, arguments, open| say(&link, command, &arguments, open), is_impossible)? {
+            Claimed::Ours(claim) => Ok(Some(Self { claim: Some(claim), link })),
+            Claimed::Unmarked => Ok(None),
+        }
+    }
+}
+
+impl Drop for DomainClaim {
+    fn drop(&mut self) {
+        let link = &self.link;
+        if let Some(claim) = self.claim.take() {
+            claim.give_up(&mut |command, arguments, open| say(link, command, &arguments, open));
+        }
+    }
+}
+
+fn say(link: &Link, command: &str, arguments: &Value, open: Option<BorrowedFd<'_>>) -> Result<Value> {
+    let mut said = json!({ "execute": command });
+    if !arguments.is_null() {
+        said["arguments"] = arguments.clone();
+    }
+    let said = said.to_string();
+    let text = link.once(|domain| match open {
+        Some(open) => domain.ask_monitor_with(&said, open),
+        None => domain.ask_monitor(&said),
+    })?;
+    read(command, &text)
+}
+
 fn tell(link: &mut Link, command: &str, arguments: Value) -> Result<()> {
     ask::<Value>(link, command, arguments).map(drop)
 }
@@ -161,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_questions_are_asked_but_for_two_exceptions_and_only_here() {
+    fn only_questions_are_asked_but_for_three_exceptions_and_only_here() {
         let shipped = include_str!("monitor.rs").split("#[cfg(test)]").next().unwrap();
         let asked: Vec<&str> = shipped.split("ask(link, \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         assert!(
@@ -169,6 +213,12 @@ mod tests {
             "{asked:?}"
         );
         let told: Vec<&str> = shipped.split("tell(link, \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(shipped.matches("say(").count(), 3, "only a claim says more, its own commands");
+        assert!(
+            keepmark_qemu::claim::COMMANDS
+                .iter()
+                .all(|command| ["getfd", "query-chardev"].contains(command) || command.starts_with("chardev-"))
+        );
         assert_eq!(told, ["blockdev-del", "nbd-server-stop", "block-job-cancel", "job-dismiss"]);
         let users = |call: &str| {
             let files = ["", "detour", "running", "xml", "define"].into_iter().flat_map(|folder| {

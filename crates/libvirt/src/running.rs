@@ -18,18 +18,21 @@ use keepmark_model::writing::{Rest, Unfinished, WriteRequest, Writing};
 use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use keepmark_qemu::Live;
 use keepmark_qemu::exported::{Dirty, Exported};
+use keepmark_qemu::folder::HeldFolder;
+use keepmark_qemu::make_images;
 use keepmark_qemu::qmp::Peer;
 use keepmark_qemu::space::SpaceWatch;
 use keepmark_qemu::temporary::Temporary;
 use keepmark_qemu::watchdog::Watchdog;
 use keepmark_qemu::workspace::{VmLock, Workspace};
 
-use crate::api::{Domain, DomainState, Images, Version};
+use crate::api::{Domain, DomainState, Version};
 use crate::error::{Error, Result};
 use crate::freeze::{self, Means, Quiet};
 use crate::link::Link;
 use crate::look::{Look, facts, facts_of, is_temporary, look};
-use crate::point::{Point, end_backup};
+use crate::monitor::DomainClaim;
+use crate::point::{Point, end_backup, running};
 use crate::shut_off::ShutOff;
 use crate::xml::backup::{self, BackupDisk, Export};
 use crate::xml::{DomainXml, checkpoint};
@@ -53,6 +56,8 @@ pub(crate) struct Running {
     // What was last told of each disk: its images.
     told: Vec<(DiskName, Vec<String>)>,
     locks: Vec<VmLock>,
+    // None where QEMU cannot be passed one through this libvirt.
+    claim: Option<DomainClaim>,
     // The way around libvirt where a dead job holds the domain.
     detour: Option<Live>,
     // The disks that the domain is to be shut down for; all, if nobody said.
@@ -63,13 +68,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn open(mut link: Link, options: Options) -> Result<Self> {
+        // Whoever works on the domain has it in a state that tells nothing of it.
+        let claim = DomainClaim::take(&link)?;
         let is_wedged = is_wedged(&mut link)?;
         let identity = identify(&link, &options)?;
         let Look { disks, xml, .. } = look(&mut link)?;
         let images: BTreeSet<&Path> = disks.iter().map(|disk| Path::new(&disk.facts.image)).filter(|image| image.exists()).collect();
         let locks = images.into_iter().map(|image| VmLock::take(&options.run_dir, image)).collect::<keepmark_qemu::Result<_>>()?;
         let detour = if is_wedged { Some(detour::open(&link, &xml, &options)?) } else { None };
-        Ok(Self { link, options, identity, told: Vec::new(), locks, detour, wanted: Vec::new(), told_libvirt: false })
+        Ok(Self { link, options, identity, told: Vec::new(), locks, claim, detour, wanted: Vec::new(), told_libvirt: false })
     }
 
     fn look(&mut self) -> Result<VmFacts> {
@@ -93,6 +100,7 @@ impl Running {
 
     fn clean(&mut self) -> Result<Vec<String>> {
         let mut said = Vec::new();
+        self.check_dead()?;
         if end_backup(&mut self.link, is_temporary)? {
             said.push("backup job of libvirt's".into());
         }
@@ -101,7 +109,7 @@ impl Running {
         said.extend(Workspace::sweep(&self.options.scratch_dir)?);
         said.extend(Workspace::sweep(&self.options.run_dir)?);
         if let Some(folder) = private_folder(&mut self.link)? {
-            sweep_sockets(&folder);
+            HeldFolder::open(&folder).iter().for_each(sweep_sockets);
         }
         let look = look(&mut self.link)?;
         let forgotten = look.scratch_nodes();
@@ -117,6 +125,16 @@ impl Running {
         Ok(said)
     }
 
+    // With the VM claimed, nobody lives whose job it could be. Without, only jobs of this user's own folders are known to be dead, by its locks.
+    fn check_dead(&mut self) -> Result<()> {
+        let options = &self.options;
+        let is_known = |place: &str| [&options.scratch_dir, &options.run_dir].iter().any(|folder| Path::new(place).starts_with(folder));
+        if self.claim.is_none() && running(&mut self.link, &|place: &str| is_temporary(place) && !is_known(place))?.is_some() {
+            return Err(Error::Busy { domain: self.link.name().to_owned(), what: "backup, perhaps of another user's keepmark" });
+        }
+        Ok(())
+    }
+
     fn point(&mut self, request: &PointRequest) -> Result<Point<'_>> {
         if job(&mut self.link)? {
             return Err(self.busy());
@@ -125,12 +143,12 @@ impl Running {
         let uneven = look.uneven(request);
         let (xml, disks) = (look.xml, facts_of(look.disks));
         self.check(&xml, &disks, request)?;
-        let prepared = self.prepare(&xml, request)?;
+        let prepared = self.prepare(&xml, &disks, request)?;
         let parts = parts(&disks, request, &prepared, &uneven);
         let starts = begins(&disks, &xml, request);
         let mut watchdog = self.watching(prepared.names.run())?;
         let description = backup::write(&prepared.socket, &parts);
-        let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&description, starts.as_deref(), Images::New));
+        let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&description, starts.as_deref()));
         let moment = match self.quiesced(request, &xml, watchdog.as_mut(), begin) {
             Ok(moment) => moment,
             Err(error) => {
@@ -212,16 +230,14 @@ impl Running {
         }
     }
 
-    fn prepare(&mut self, xml: &DomainXml, request: &PointRequest) -> Result<Prepared> {
+    // The images and their folder stay this user's; only a folder for the socket is given to QEMU's.
+    fn prepare(&mut self, xml: &DomainXml, disks: &[DiskFacts], request: &PointRequest) -> Result<Prepared> {
         let names = Temporary::new(&request.run);
         // Without a word of libvirt's, QEMU is this user's (qemu:///session).
-        let peer = xml.owner.map(|(uid, gid)| Peer { pid: 0, uid, gid });
-        let folder = |parent: &Path, run: &str| -> Result<Workspace> {
-            let folder = Workspace::create(parent, run)?;
-            peer.as_ref().map_or(Ok(()), |peer| folder.give_to(peer))?;
-            Ok(folder)
-        };
-        let scratch = folder(&self.options.scratch_dir, &format!("{}-scratch", names.run()))?;
+        let (uid, gid) = xml.owner.unwrap_or_default();
+        let peer = Peer { pid: 0, uid, gid };
+        let scratch = Workspace::create(&self.options.scratch_dir, &format!("{}-scratch", names.run()))?;
+        make_images(&scratch_images(disks, request), scratch.passable()?, &peer)?;
         let scratch_path = scratch.path().to_owned();
         let mut folders = vec![scratch];
         let private = if xml.confined { private_folder(&mut self.link)? } else { None };
@@ -229,8 +245,8 @@ impl Running {
         let socket = match private.filter(|path| path.as_os_str().len() <= SOCKET_BYTES_MAX) {
             Some(path) => path,
             None => {
-                let workspace = folder(&self.options.run_dir, names.run())?;
-                let path = workspace.path().join("nbd");
+                let workspace = Workspace::create(&self.options.run_dir, names.run())?;
+                let path = workspace.sockets(&peer)?.join("nbd");
                 folders.push(workspace);
                 path
             }
@@ -260,6 +276,7 @@ impl Running {
         }
         // It ended meanwhile: its bitmaps are in its images now.
         self.locks.clear();
+        self.claim = None;
         let link = self.link.again()?;
         ShutOff::open(link, self.options.clone())?.remove_and_close(names)
     }
@@ -344,7 +361,7 @@ fn parts(disks: &[DiskFacts], request: &PointRequest, prepared: &Prepared, uneve
     let export = |number: usize, wanted: &PointDisk| Export {
         name: prepared.names.node("e", number),
         since: wanted.since.clone().filter(|_| !uneven.contains(&wanted.name)).map(|since| (since, prepared.names.delta())),
-        scratch: prepared.scratch.join(format!("{number}.qcow2")).to_string_lossy().into_owned(),
+        scratch: prepared.scratch.join(scratch_name(number)).to_string_lossy().into_owned(),
     };
     let part = |target: &String| {
         let wanted = request.disks.iter().enumerate().find(|(_, wanted)| wanted.name.as_str() == target);
@@ -352,6 +369,15 @@ fn parts(disks: &[DiskFacts], request: &PointRequest, prepared: &Prepared, uneve
         BackupDisk { target: target.clone(), export: wanted.map(|(number, wanted)| export(number, wanted)) }
     };
     prepared.all.iter().map(part).collect()
+}
+
+fn scratch_name(number: usize) -> String {
+    format!("{number}.qcow2")
+}
+
+fn scratch_images(disks: &[DiskFacts], request: &PointRequest) -> Vec<(String, u64)> {
+    let wanted = request.disks.iter().enumerate();
+    wanted.filter_map(|(number, wanted)| Some((scratch_name(number), disk_of(disks, wanted)?.size.0))).collect()
 }
 
 fn exports(request: &PointRequest, prepared: &Prepared, uneven: &BTreeSet<DiskName>) -> Vec<Exported> {
@@ -376,10 +402,9 @@ fn private_folder(link: &mut Link) -> Result<Option<PathBuf>> {
 }
 
 // No backup of ours runs when this is called, and another keepmark is kept off by its lock.
-fn sweep_sockets(folder: &Path) {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let ours = |name: &str| name.starts_with(TEMPORARY_PREFIX) && name.ends_with(SOCKET_SUFFIX);
-    entries.filter(|entry| ours(&entry.file_name().to_string_lossy())).for_each(|entry| drop(std::fs::remove_file(entry.path())));
+fn sweep_sockets(folder: &HeldFolder) {
+    let ours = |name: &&String| name.starts_with(TEMPORARY_PREFIX) && name.ends_with(SOCKET_SUFFIX);
+    folder.names().unwrap_or_default().iter().filter(ours).for_each(|name| drop(folder.remove(name)));
 }
 
 impl Hypervisor for Running {

@@ -143,6 +143,14 @@ pub enum Error {
         /// The overlays' images.
         overlays: String,
     },
+    /// Another keepmark, perhaps another user's or another container's, works on this VM.
+    #[error("another keepmark ({holder}) works on {subject}")]
+    Claimed {
+        /// The VM.
+        subject: String,
+        /// Whose claim it is, as it says itself.
+        holder: String,
+    },
     /// An image is open in another process.
     #[error("image {} is in use by {}", image.display(), crate::holders::describe(holders))]
     ImageInUse {
@@ -221,6 +229,24 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A folder or file of keepmark's may be in somebody else's hands.
+    #[error("keepmark does not work in {}: {why}", path.display())]
+    ForeignFolder {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it, in words.
+        why: String,
+    },
+    /// Another keepmark makes or removes folders there, for long.
+    #[error("folder {} is locked by {} for {} s already", path.display(), crate::holders::describe(holders), waited.as_secs())]
+    FolderLocked {
+        /// Which.
+        path: PathBuf,
+        /// Who has it open, as far as this user may see.
+        holders: Vec<crate::holders::Holder>,
+        /// How long was waited.
+        waited: Duration,
     },
     /// A job of QEMU's failed.
     #[error("QEMU's job {job} failed: {message}")]
@@ -339,8 +365,15 @@ impl Error {
     fn class(&self) -> FailureClass {
         match self {
             Self::Connect { .. } | Self::Mute { .. } | Self::Gone { .. } | Self::Rubbish { .. } => FailureClass::Unreachable,
-            Self::Busy { .. } | Self::JobRuns { .. } | Self::ImageInUse { .. } | Self::ServerTaken { .. } => FailureClass::Locked,
+            Self::Busy { .. }
+            | Self::Claimed { .. }
+            | Self::JobRuns { .. }
+            | Self::ImageInUse { .. }
+            | Self::ServerTaken { .. }
+            | Self::FolderLocked { .. } => FailureClass::Locked,
             Self::Interrupted => FailureClass::Interrupted,
+            Self::Write { source: keepmark_nbd::Error::Interrupted { .. }, .. }
+            | Self::DiskWrite { source: keepmark_nbd::Error::Interrupted { .. }, .. } => FailureClass::Interrupted,
             Self::UnknownDisk { .. } | Self::Usage { .. } | Self::Refusal(_) => FailureClass::Usage,
             Self::Refused { .. }
             | Self::Reply { .. }
@@ -354,6 +387,7 @@ impl Error {
             | Self::Slow { .. }
             | Self::Agent { .. }
             | Self::File { .. }
+            | Self::ForeignFolder { .. }
             | Self::Job { .. }
             | Self::NotResumed { .. }
             | Self::LeftBehind { .. }
@@ -387,6 +421,14 @@ impl Error {
             }
             Self::SharedNode { .. } => "leave both out with --exclude-disk, or give the image one device only",
             Self::Snapshotted { .. } => "run the backup again: it judges the disk with its new image",
+            Self::Claimed { .. } => {
+                "wait for it to end; if it hangs, end that process (it may be one of another user or container): its claim ends with it"
+            }
+            Self::FolderLocked { .. } => "end that process, or name other folders with `scratch_dir` and `run_dir` in the configuration",
+            Self::ForeignFolder { .. } => {
+                "remove it if nobody needs it, or name a folder that only this user may write into with `scratch_dir` or `run_dir` in \
+                 the configuration"
+            }
             Self::Changed { .. } => "somebody else worked on the VM's disks meanwhile; run the backup again: it judges them anew",
             Self::ImageInUse { .. } => "back the VM up while it runs with `qmp:SOCKET`, or stop the process first",
             Self::ServerTaken { .. } => "end the other backup or export, or `nbd-server-stop` if nobody needs it",

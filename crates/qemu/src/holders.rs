@@ -32,7 +32,7 @@ pub fn command_line(pid: u32) -> String {
 
 /// In words, for a message.
 #[must_use]
-pub(crate) fn describe(holders: &[Holder]) -> String {
+pub fn describe(holders: &[Holder]) -> String {
     if holders.is_empty() {
         return "another process (run as root to see which)".into();
     }

@@ -1,6 +1,8 @@
 //! New images for restores: made by `qemu-img`, written through a qemu-storage-daemon over NBD, so that any format will do.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use keepmark_model::opening::{ImageFormat, Permit, Purpose};
@@ -12,19 +14,26 @@ use crate::error::{Error, Result};
 use crate::offline::complaint::explain;
 use crate::offline::daemon::Daemon;
 use crate::opening::{Manner, look, node};
-use crate::program;
+use crate::{folder, program};
 
 const EXPORT: &str = "target";
 const COMMAND_WAIT: Duration = Duration::from_secs(60);
 
-/// Makes an empty image of `size` bytes. An existing file is overwritten: whether it may be is the caller's question.
+/// Makes an empty image of `size` bytes out of an open file of ours, whatever its name leads to by now.
 ///
 /// # Errors
 /// When `qemu-img` fails.
-pub fn create(path: &Path, format: ImageFormat, size: Size) -> Result<()> {
-    let (path, size) = (std::path::absolute(path).map_err(crate::error::file("find", path))?, size.0.to_string());
-    let arguments = ["create".as_ref(), "-q".as_ref(), "-f".as_ref(), format.word().as_ref(), path.as_os_str(), size.as_ref()];
-    program::run("qemu-img", arguments, program::CREATE_WAIT).map(drop)
+pub fn create(open: &File, format: ImageFormat, size: Size) -> Result<()> {
+    let output = program::end("qemu-img create", start_create(open, format, size.0)?, program::CREATE_WAIT)?;
+    program::check("qemu-img create", Ok(output)).map(drop)
+}
+
+// The file must stay open until the program has ended.
+pub(crate) fn start_create(open: &File, format: ImageFormat, size: u64) -> Result<Child> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", format.word()]).arg(folder::name_of(open)).arg(size.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().map_err(|source| Error::Spawn { program: "qemu-img".into(), source })
 }
 
 /// An image open for writing. Dropped without [`ImageWriter::finish`], what was written may be incomplete.
@@ -42,11 +51,23 @@ impl ImageWriter {
     /// When it cannot be opened for writing; [`Error::ImageInUse`] when another process has it.
     pub fn open(path: &Path, format: ImageFormat, run_dir: &Path) -> Result<Self> {
         let path = std::path::absolute(path).map_err(crate::error::file("find", path))?;
+        Self::start(&path, &path, format, run_dir)
+    }
+
+    /// As [`ImageWriter::open`], of an open file of ours; `called` is its name in messages.
+    ///
+    /// # Errors
+    /// As [`ImageWriter::open`].
+    pub fn of(open: &File, called: &Path, format: ImageFormat, run_dir: &Path) -> Result<Self> {
+        Self::start(&folder::name_of(open), called, format, run_dir)
+    }
+
+    fn start(path: &Path, called: &Path, format: ImageFormat, run_dir: &Path) -> Result<Self> {
         let mut daemon = Daemon::start(run_dir, COMMAND_WAIT)?;
-        let permit = Permit::of_new(&path, format, look(&path)?.storage);
+        let permit = Permit::of_new(path, format, look(path)?.storage);
         for image in permit.layers() {
             let manner = Manner { name: EXPORT, below: None, read_only: !permit.is_writable(0, Purpose::Write), discard: true };
-            daemon.qmp.run("blockdev-add", node(image, manner)?).map_err(|error| explain(error, &path))?;
+            daemon.qmp.run("blockdev-add", node(image, manner)?).map_err(|error| explain(error, called))?;
         }
         let socket = daemon.workspace.path().join("nbd");
         let address = json!({ "type": "unix", "data": { "path": crate::error::text(&socket)? } });
@@ -54,7 +75,7 @@ impl ImageWriter {
         daemon
             .qmp
             .run("block-export-add", json!({ "type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": true }))?;
-        Ok(Self { daemon, path, socket })
+        Ok(Self { daemon, path: called.to_owned(), socket })
     }
 
     /// A connection to write through; each thread takes its own.
@@ -67,12 +88,12 @@ impl ImageWriter {
         Ok(WriterHandle { client, path: self.path.clone() })
     }
 
-    /// Makes everything durable and closes the image. All handles must be done.
+    /// Makes everything durable and closes the image, however long that takes, unless `interrupted` says so. All handles must be done.
     ///
     /// # Errors
     /// When anything could not be made durable: the image is not to be used then.
-    pub fn finish(self) -> Result<()> {
-        self.handle()?.flush()?;
+    pub fn finish(self, interrupted: &dyn Fn() -> bool) -> Result<()> {
+        self.handle()?.flush_unless(interrupted)?;
         self.daemon.quit()
     }
 }
@@ -123,7 +144,11 @@ impl WriterHandle {
     /// # Errors
     /// When it is not: the image is not to be used then.
     pub fn flush(&mut self) -> Result<()> {
-        let result = self.client.flush();
+        self.flush_unless(&|| false)
+    }
+
+    fn flush_unless(&mut self, interrupted: &dyn Fn() -> bool) -> Result<()> {
+        let result = self.client.flush_unless(interrupted);
         self.named(result)
     }
 

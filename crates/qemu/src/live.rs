@@ -4,6 +4,7 @@ mod halt;
 mod writing;
 
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use keepmark_model::{CheckpointName, DiskName, VmIdentity};
 use serde_json::{Value, json};
 
 use crate::capabilities::Capabilities;
+use crate::claim::{Claim, Claimed};
 use crate::disks::{self, Disk, Survey, naming};
 use crate::error::{Error, Result};
 use crate::point::answer::must_answer;
@@ -31,6 +33,9 @@ use crate::temporary::Temporary;
 use crate::watchdog::{Watchdog, WatchdogCommand};
 use crate::workspace::{VmLock, Workspace};
 use crate::{agent, bitmaps, definition, hazards, identity, leftovers};
+
+// A dead claim is removed by the next run too.
+const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
 /// How to reach a running VM.
 #[derive(Debug, Clone)]
@@ -87,6 +92,7 @@ pub struct Live {
     halted: bool,
     // Held until dropped.
     locks: Vec<VmLock>,
+    claim: Option<Claim>,
 }
 
 impl Live {
@@ -98,9 +104,11 @@ impl Live {
         let connect = |source| Error::Connect { peer: options.socket.display().to_string(), source };
         std::fs::metadata(&options.socket).map_err(connect)?;
         let lock = VmLock::take(&options.run_dir, &options.socket)?;
-        let qmp = Qmp::connect(&options.socket, options.command_timeout)?;
+        let mut qmp = Qmp::connect(&options.socket, options.command_timeout)?;
         let peer = qmp.peer()?;
+        let claimed = claim(&mut qmp, &options)?;
         let mut live = Self::on(qmp, peer, options)?;
+        live.claim = claimed;
         live.locks = lock_images(&mut live.qmp, &live.peer, &live.options)?;
         live.locks.push(lock);
         Ok(live)
@@ -124,7 +132,7 @@ impl Live {
         }
         let identity = identify(&mut qmp, &options)?;
         let halted = take_up(&mut qmp, options.half_reverted)?;
-        Ok(Self { qmp, peer, options, identity, capabilities, told: Vec::new(), halted, locks: Vec::new() })
+        Ok(Self { qmp, peer, options, identity, capabilities, told: Vec::new(), halted, locks: Vec::new(), claim: None })
     }
 
     /// Removes what dead runs left in QEMU and in the folders; says in words what.
@@ -185,11 +193,10 @@ impl Live {
         hazards::check(&mut self.qmp, &targets)?;
         let names = Temporary::new(&request.run);
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
-        workspace.give_to(&self.peer)?;
+        let socket = workspace.sockets(&self.peer)?.join("nbd");
         let (fixed, nodes) = self.fix(&targets, request, &names, undo, guards)?;
         check_unmoved(&survey.disks, &disks::look(&mut self.qmp)?.disks, &targets)?;
         let sources = if request.push != Push::No { push::prepare(&mut self.qmp, &targets, &nodes, &names)? } else { Vec::new() };
-        let socket = workspace.path().join("nbd");
         export::start_server(&mut self.qmp, &socket, undo)?;
         if self.uses_filters() {
             export::add_present(&mut self.qmp, &targets, &names, undo)?;
@@ -224,15 +231,15 @@ impl Live {
         guards: &mut Guards,
     ) -> Result<(Fixed, Vec<String>)> {
         let scratch = Workspace::create(&self.options.scratch_dir, &format!("{}-scratch", names.run()))?;
-        scratch.give_to(&self.peer)?;
-        scratch::make(targets, names, scratch.path(), &self.peer)?;
+        let images = scratch.passable()?;
+        scratch::make(targets, names, images, &self.peer)?;
         let (use_filters, scratch_dir) = (self.uses_filters(), &self.options.scratch_dir);
         let mut nodes = Vec::new();
         if use_filters {
-            filters::add_scratch(&mut self.qmp, targets, names, scratch.path(), undo)?;
+            filters::add_scratch(&mut self.qmp, targets, names, images, undo)?;
             filters::add_filters(&mut self.qmp, targets, names, undo)?;
         } else {
-            nodes = jobs::add_overlays(&mut self.qmp, targets, names, scratch.path(), undo)?;
+            nodes = jobs::add_overlays(&mut self.qmp, targets, names, images, undo)?;
         }
         let watchdog = self.options.watchdog.as_ref().map(|command| Watchdog::spawn(command, &self.options.socket)).transpose()?;
         let mark_node = targets.first().map(|target| target.active.clone()).unwrap_or_default();
@@ -317,6 +324,25 @@ fn take_up(qmp: &mut Qmp, half_reverted: bool) -> Result<bool> {
 /// Whether a QEMU in this state has no guest that could mind its disks.
 fn is_at_rest(status: &str) -> bool {
     matches!(status, "shutdown" | "prelaunch")
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            self.qmp.hurry(GOODBYE_WAIT);
+            claim.give_up(&mut |command, arguments, open| self.qmp.hand(command, &arguments, open));
+        }
+    }
+}
+
+// Behind a relay QEMU cannot be passed a file; those who can claim the VM are respected there too.
+fn claim(qmp: &mut Qmp, options: &LiveOptions) -> Result<Option<Claim>> {
+    let subject = options.socket.display().to_string();
+    let mut ask = |command: &str, arguments: Value, open: Option<BorrowedFd<'_>>| qmp.hand(command, &arguments, open);
+    match Claim::take(&subject, &mut ask, |error| matches!(error, Error::Refused { .. }))? {
+        Claimed::Ours(claim) => Ok(Some(claim)),
+        Claimed::Unmarked => Ok(None),
+    }
 }
 
 // A VM may have several monitors; its images are the same through all of them.

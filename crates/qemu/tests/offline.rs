@@ -192,7 +192,8 @@ fn images_are_written_by_several_hands_and_durable_when_finished() {
     let place = Place::new();
     for (format, made) in [(Format::Qcow2, ImageFormat::Qcow2), (Format::Raw, ImageFormat::Raw)] {
         let file = place.path(&format!("new.{made}"));
-        create(&file, made, Size(8 * MIB)).unwrap();
+        let opened = std::fs::File::create_new(&file).unwrap();
+        create(&opened, made, Size(8 * MIB)).unwrap();
         let writer = ImageWriter::open(&file, made, &place.path("run")).unwrap();
         std::thread::scope(|scope| {
             for number in 0..4_u8 {
@@ -205,7 +206,7 @@ fn images_are_written_by_several_hands_and_durable_when_finished() {
         hand.zero(keepmark_model::Extent::at(MIB, MIB)).unwrap();
         hand.write_many(&mut [(5 * MIB, vec![9; 4096]), (6 * MIB, vec![8; 4096])].into_iter(), 2).unwrap();
         drop(hand);
-        writer.finish().unwrap();
+        writer.finish(&|| false).unwrap();
         let check = |offset: u64, length: u64, byte: u8| image::io(&file, format, &[&format!("read -P {byte} {offset} {length}")]);
         check(0, MIB, 1);
         check(MIB, MIB, 0);

@@ -6,6 +6,7 @@ use clap::Args;
 use keepmark_model::Failure;
 use keepmark_model::facts::{Persistence, VmFacts};
 use keepmark_model::seam::Monitor;
+use keepmark_qemu::folder::HeldFolder;
 use serde_json::json;
 
 use crate::context::Context;
@@ -94,21 +95,20 @@ fn program(name: &str) -> Check {
 }
 
 fn folders(context: &Context) -> Vec<Check> {
-    let writable = |(subject, path): (&str, std::path::PathBuf)| match std::fs::create_dir_all(&path).and_then(|()| tempfile_in(&path)) {
+    let writable = |(subject, path): (&str, std::path::PathBuf)| match try_folder(&path) {
         Ok(()) => Check::ok(subject, path.display().to_string()),
-        Err(error) => {
-            Check::problem(subject, format!("{}: {error}", path.display()), "choose another folder in the configuration, or run as root")
-        }
+        Err(error) => Check::failure(subject, &error.into()),
     };
     [("scratch folder", context.scratch_dir()), ("run folder", context.run_dir()), ("cache folder", context.cache_dir())]
         .map(writable)
         .into()
 }
 
-fn tempfile_in(folder: &std::path::Path) -> std::io::Result<()> {
-    let probe = folder.join(format!("probe-{}", std::process::id()));
-    std::fs::write(&probe, b"")?;
-    std::fs::remove_file(&probe)
+fn try_folder(path: &std::path::Path) -> keepmark_qemu::Result<()> {
+    let folder = HeldFolder::own(path, 0o711)?;
+    let probe = format!("probe-{}", std::process::id());
+    folder.make_file(&probe, 0o600)?;
+    folder.remove(&probe)
 }
 
 fn store_checks(context: &Context) -> Vec<Check> {

@@ -1,5 +1,7 @@
 //! What an administrator does while a backup is being read: it works or is refused as without us, and the guest's domain is unharmed.
 
+use keepmark_testkit::Keepmark;
+
 use crate::stage::{MIB, SIZE, Stage};
 
 #[test]
@@ -76,5 +78,23 @@ fn a_domain_that_ends_meanwhile_fails_the_backup_and_the_next_is_right() {
     stage.judge(&domain, "incremental", &[]);
     domain.start();
     domain.write("vda", 8, 5 * MIB, MIB);
+    stage.judge(&domain, "incremental", &[]);
+}
+
+#[test]
+fn another_users_keepmark_does_not_take_a_living_backup_for_a_dead_ones() {
+    let stage = Stage::new();
+    let domain = stage.backed_up();
+    domain.write("vda", 7, 3 * MIB, MIB);
+    let truth = stage.witness(&domain);
+    let midway = stage.midway(&domain);
+    // With other folders, it sees none of the first one's locks.
+    let other = Keepmark::new(&stage.path("other")).env("LIBVIRT_DEFAULT_URI", &stage.host.uri()).store(&stage.path("store"));
+    let refused = other.exits(&["backup", "vm"], 11);
+    assert!(refused.stderr.contains("another keepmark (process ") && refused.stderr.contains("of user 0"), "{}", refused.stderr);
+    let finished = midway.go_on();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    stage.compare(&finished.event("finished"), &truth);
+    assert!(!domain.qmp("query-chardev", serde_json::json!({})).to_string().contains("km1tmp-lock-"));
     stage.judge(&domain, "incremental", &[]);
 }

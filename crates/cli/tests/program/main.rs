@@ -13,6 +13,7 @@ mod help;
 mod images;
 mod interruption;
 mod lab;
+mod neighbours;
 mod restic;
 mod retention;
 mod revert;

@@ -100,7 +100,7 @@ impl Target for Device {
         }
     }
 
-    fn finish(self: Box<Self>) -> Result<()> {
+    fn finish(self: Box<Self>, _: &dyn Fn() -> bool) -> Result<()> {
         self.file.sync_all().map_err(|source| self.io("sync", source))?;
         let head = std::mem::take(&mut *self.head.lock().unwrap_or_else(PoisonError::into_inner));
         self.write_head(&head)

@@ -19,10 +19,10 @@ pub struct Qcow2Image {
 
 impl Qcow2Image {
     /// Starts an image that reads as zeros all over; sockets go under `run_dir`.
-    pub fn create(place: &Path, size: Size, run_dir: &Path) -> Result<Self> {
-        let partial = Partial::at(place)?;
-        image::create(partial.path(), ImageFormat::Qcow2, size)?;
-        let writer = ImageWriter::open(partial.path(), ImageFormat::Qcow2, run_dir)?;
+    pub fn create(place: &Path, size: Size, run_dir: &Path, replace: bool) -> Result<Self> {
+        let partial = Partial::at(place, replace)?;
+        image::create(partial.file(), ImageFormat::Qcow2, size)?;
+        let writer = ImageWriter::of(partial.file(), partial.path(), ImageFormat::Qcow2, run_dir)?;
         Ok(Self { writer: Mutex::new(writer), idle: Mutex::default(), partial })
     }
 
@@ -47,9 +47,9 @@ impl Target for Qcow2Image {
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> Result<()> {
+    fn finish(self: Box<Self>, interrupted: &dyn Fn() -> bool) -> Result<()> {
         drop(self.idle);
-        self.writer.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
+        self.writer.into_inner().unwrap_or_else(PoisonError::into_inner).finish(interrupted)?;
         self.partial.publish()
     }
 }

@@ -7,6 +7,7 @@ mod device;
 mod file;
 mod image;
 mod target;
+mod used;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -123,6 +124,27 @@ fn wanted<'a>(manifest: &'a Manifest, names: &[DiskName]) -> Result<Vec<&'a Mani
 
 /// Where each disk goes; refuses before anything is written.
 fn places(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<(PathBuf, Format)>> {
+    let places = free_places(disks, job)?;
+    for (place, _) in &places {
+        check_kind(place)?;
+        drop(used::check(place)?);
+    }
+    Ok(places)
+}
+
+// A device that is replaced by a file, or a pipe, or a file that is found through somebody's link, is no target.
+fn check_kind(place: &Path) -> Result<()> {
+    let refuse = |why: &str| Err(Error::Target { path: place.to_owned(), why: why.to_owned() }.into());
+    let Ok(named) = place.symlink_metadata() else { return Ok(()) };
+    match named.file_type() {
+        kind if kind.is_file() || device::is_block_device(place) => Ok(()),
+        kind if kind.is_symlink() => refuse("it is a link; name the file that it leads to"),
+        kind if kind.is_dir() => refuse("a folder of that name is there"),
+        _ => refuse("it is neither a file nor a block device"),
+    }
+}
+
+fn free_places(disks: &[&ManifestDisk], job: &RestoreJob) -> Result<Vec<(PathBuf, Format)>> {
     if job.to.exists() && !job.to.is_dir() {
         return single_place(disks, job);
     }
@@ -166,7 +188,7 @@ fn restore_disk(
         monitor.progress(disk.name.as_str(), so_far, disk.size.0);
         if monitor.interrupted() { Err(Error::Interrupted.into()) } else { Ok(()) }
     })?;
-    target.finish()?;
+    target.finish(&|| monitor.interrupted())?;
     monitor.finished(disk.name.as_str());
     Ok(RestoredDisk { name: disk.name.to_string(), path: place.to_owned(), size: disk.size.0, data_bytes: data.into_inner() })
 }
@@ -188,7 +210,7 @@ fn open_target(place: &Path, format: Format, disk: &ManifestDisk, job: &RestoreJ
         return Ok(Box::new(device::Device::open(place, disk.size)?));
     }
     match format {
-        Format::Raw => Ok(Box::new(file::RawFile::create(place, disk.size)?)),
-        Format::Qcow2 => Ok(Box::new(image::Qcow2Image::create(place, disk.size, &job.run_dir)?)),
+        Format::Raw => Ok(Box::new(file::RawFile::create(place, disk.size, job.force)?)),
+        Format::Qcow2 => Ok(Box::new(image::Qcow2Image::create(place, disk.size, &job.run_dir, job.force)?)),
     }
 }

@@ -1,12 +1,13 @@
 //! One domain's calls.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::bounded::{Calls, Patience};
-use super::{Checkpoint, Fault, Result, c_text, number, owned_text};
+use super::{Checkpoint, Fault, Kind, Result, c_text, number, owned_text};
 
 const UUID_BYTES: usize = 37;
 
@@ -37,15 +38,6 @@ pub(crate) enum DomainState {
     Paused,
     /// It has none.
     Off,
-}
-
-/// The images into which a backup writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Images {
-    /// libvirt makes them, and removes them.
-    New,
-    /// They are there, and stay.
-    Made,
 }
 
 /// Which of a domain's definitions.
@@ -153,14 +145,11 @@ impl Domain {
         self.ask(CALL, Patience::Question, move |raw| owned_text(CALL, unsafe { virt_sys::virDomainGetXMLDesc(raw, flags) }))
     }
 
-    /// Starts a backup, with a checkpoint at its moment or without, into images that libvirt makes or that are there.
+    /// Starts a backup, with a checkpoint at its moment or without, into images that are there, and stay.
     #[expect(unsafe_code, reason = "a call of the library")]
-    pub(crate) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>, images: Images) -> Result<()> {
+    pub(crate) fn backup_begin(&self, backup: &str, checkpoint: Option<&str>) -> Result<()> {
         const CALL: &str = "begin the backup";
-        let flags = match images {
-            Images::New => 0,
-            Images::Made => virt_sys::VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL,
-        };
+        let flags = virt_sys::VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL;
         let backup = c_text(CALL, backup)?;
         let checkpoint = checkpoint.map(|text| c_text(CALL, text)).transpose()?;
         self.ask(CALL, Patience::Work, move |raw| {
@@ -255,6 +244,57 @@ impl Domain {
             number(CALL, unsafe { virt_sys::virDomainQemuMonitorCommand(raw, command.as_ptr(), &raw mut reply, FLAGS) })?;
             owned_text(CALL, reply)
         })
+    }
+}
+
+impl Domain {
+    /// As [`Domain::ask_monitor`] with an open file passed along. libvirt can since 8.2.
+    #[expect(unsafe_code, reason = "a call of the library, which may be too old to have it")]
+    pub(crate) fn ask_monitor_with(&self, command: &str, open: BorrowedFd<'_>) -> Result<String> {
+        type Call = unsafe extern "C" fn(
+            virt_sys::virDomainPtr,
+            *const c_char,
+            c_uint,
+            *mut c_int,
+            *mut c_uint,
+            *mut *mut c_int,
+            *mut *mut c_char,
+            c_uint,
+        ) -> c_int;
+        const CALL: &str = "pass a file to QEMU's monitor";
+        const FLAGS: c_uint = 0;
+        let command = c_text(CALL, command)?;
+        // SAFETY: the name is a text that ends with zero; the library is loaded, since it is linked.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"virDomainQemuMonitorCommandWithFiles".as_ptr()) };
+        if found.is_null() {
+            return Err(Fault { call: CALL, kind: Kind::NoSupport, message: "this libvirt cannot".into() });
+        }
+        // SAFETY: the library documents the call of this name with this signature.
+        let call = unsafe { std::mem::transmute::<*mut libc::c_void, Call>(found) };
+        let open = open.try_clone_to_owned().map_err(|error| Fault { call: CALL, kind: Kind::Other, message: error.to_string() })?;
+        self.ask(CALL, Patience::Question, move |raw| {
+            let mut files = [open.as_raw_fd()];
+            let mut reply: *mut c_char = ptr::null_mut();
+            // SAFETY: the handle lives; the text, the one file and the place for the answer outlive the call; no files are asked back.
+            let answer =
+                unsafe { call(raw, command.as_ptr(), 1, files.as_mut_ptr(), ptr::null_mut(), ptr::null_mut(), &raw mut reply, FLAGS) };
+            number(CALL, answer)?;
+            owned_text(CALL, reply)
+        })
+    }
+
+    /// Whether the guest's file systems are frozen, as its agent says within this time.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    pub(crate) fn is_frozen(&self, within: Duration) -> Result<bool> {
+        const CALL: &str = "ask the guest agent";
+        const FLAGS: c_uint = 0;
+        let command = c_text(CALL, r#"{"execute": "guest-fsfreeze-status"}"#)?;
+        let seconds = c_int::try_from(within.as_millis().div_ceil(1000)).unwrap_or(c_int::MAX).max(1);
+        let told = self.ask(CALL, Patience::Agent, move |raw| {
+            // SAFETY: the handle lives, the text outlives the call.
+            owned_text(CALL, unsafe { virt_sys::virDomainQemuAgentCommand(raw, command.as_ptr(), seconds, FLAGS) })
+        })?;
+        Ok(told.contains("\"frozen\""))
     }
 }
 

@@ -103,7 +103,7 @@ fn kind(code: i32, domain: i32, message: &str) -> Kind {
         virt_sys::VIR_ERR_CHECKPOINT_INCONSISTENT => Kind::BrokenCheckpoint,
         virt_sys::VIR_ERR_OPERATION_TIMEOUT => Kind::Timeout,
         virt_sys::VIR_ERR_OPERATION_INVALID => Kind::Invalid,
-        virt_sys::VIR_ERR_AGENT_UNRESPONSIVE => Kind::AgentMute,
+        virt_sys::VIR_ERR_AGENT_UNRESPONSIVE | virt_sys::VIR_ERR_AGENT_COMMAND_TIMEOUT => Kind::AgentMute,
         virt_sys::VIR_ERR_NO_SUPPORT => Kind::NoSupport,
         virt_sys::VIR_ERR_AUTH_FAILED
         | virt_sys::VIR_ERR_AUTH_CANCELLED

@@ -12,7 +12,7 @@ mod related;
 
 pub(crate) use checkpoint::{Checkpoint, Redefine};
 pub(crate) use connect::{Connect, Version};
-pub(crate) use domain::{Domain, DomainState, Images, View};
+pub(crate) use domain::{Domain, DomainState, View};
 pub(crate) use fault::{Fault, Kind};
 pub(crate) use job::{EndedJob, Outcome};
 

@@ -39,6 +39,7 @@ use crate::folders::{Folders, UserFolders};
 use crate::link::is_local_qemu;
 use crate::saved::DOMAIN;
 use facts::{Rewritten, Wish};
+use keepmark_qemu::folder::take_back;
 
 /// What is to become of a backup.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -184,7 +185,7 @@ impl Plan {
     /// # Errors
     /// When a file cannot be read or written, or libvirt refuses; what was restored stays.
     pub fn define(self, backup: &dyn BackupReader) -> seam::Result<Defined> {
-        self.disks.iter().try_for_each(|disk| place::make_private(disk))?;
+        self.disks.iter().try_for_each(|disk| take_back(disk)).map_err(Error::from)?;
         for file in &self.rewritten.files {
             place::write(&file.path, &backup.file(&file.saved)?)?;
         }

@@ -1,8 +1,8 @@
 //! Files of a restored domain: private, durable, and never half there.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, file};
@@ -14,11 +14,6 @@ const PASSABLE: u32 = 0o711;
 /// Makes a folder, and those above it, through which QEMU's user gets; one that is there stays as it is.
 pub(super) fn folder(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(PASSABLE).create(path).map_err(file("create", path))
-}
-
-/// Takes a file from everybody but its owner.
-pub(super) fn make_private(path: &Path) -> Result<()> {
-    std::fs::set_permissions(path, Permissions::from_mode(PRIVATE)).map_err(file("protect", path))
 }
 
 /// Writes a file, whole or not at all; its folder is made.
@@ -46,6 +41,8 @@ fn partial(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

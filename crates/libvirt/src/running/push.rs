@@ -12,7 +12,7 @@ use keepmark_qemu::QemuImages;
 use keepmark_qemu::space::{SPACE_BYTES_MIN, has_space};
 
 use super::{Running, begins, job, targets};
-use crate::api::{Domain, Images};
+use crate::api::Domain;
 use crate::error::{Error, Result};
 use crate::handed::Handed;
 use crate::hindrances::{closed, own, user_of};
@@ -77,7 +77,7 @@ impl Running {
         let mut watchdog = self.watching(&token)?;
         // libvirt tells only how the last job ended: from now on that is ours.
         self.link.call(Domain::take_ended_job)?;
-        let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&backup::write_push(&parts), starts.as_deref(), Images::Made));
+        let begin = |link: &mut Link| link.once(|domain| domain.backup_begin(&backup::write_push(&parts), starts.as_deref()));
         let begun = self.quiesced(request, &xml, watchdog.as_mut(), begin);
         let moment = match begun {
             Ok(moment) => moment,

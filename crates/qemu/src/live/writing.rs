@@ -116,8 +116,7 @@ impl Live {
         hazards::check(&mut self.qmp, &targets)?;
         let names = Temporary::new(&request.run);
         let workspace = Workspace::create(&self.options.run_dir, names.run())?;
-        workspace.give_to(&self.peer)?;
-        let socket = workspace.path().join("nbd");
+        let socket = workspace.sockets(&self.peer)?.join("nbd");
         let search = self.search();
         let was_half = !marks(&survey).is_empty();
         // From here on, dropping it takes back whatever was done.

@@ -1,7 +1,5 @@
 //! The frozen moment by copy-before-write filters (QEMU >= 7.1): a full or slow scratch breaks the backup, never the guest.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use super::attach;
@@ -9,6 +7,7 @@ use super::scratch;
 use super::target::Target;
 use super::undo::{Step, Undo};
 use crate::error::{Error, Result, text};
+use crate::folder::HeldFolder;
 use crate::leftovers::status;
 use crate::qmp::Qmp;
 use crate::temporary::Temporary;
@@ -21,10 +20,10 @@ const RESUMED: [&str; 2] = ["RESUME", "WAKEUP"];
 ///
 /// # Errors
 /// When QEMU refuses.
-pub fn add_scratch(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder: &Path, undo: &mut Undo) -> Result<()> {
+pub fn add_scratch(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder: &HeldFolder, undo: &mut Undo) -> Result<()> {
     for target in targets {
         let node = names.node("s", target.number);
-        let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder))?, "discard": "unmap" });
+        let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder.path()))?, "discard": "unmap" });
         let cache = json!({ "no-flush": true });
         qmp.run("blockdev-add", json!({ "driver": "qcow2", "node-name": node, "discard": "unmap", "file": storage, "cache": cache }))?;
         undo.push(Step::DeleteNode(node));

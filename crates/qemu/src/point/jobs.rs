@@ -4,14 +4,13 @@
 //! and the jobs are ended at once when keepmark dies (see `watchdog`). A copy has no time-out there: the guest's writes wait for
 //! a slow scratch.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::scratch;
 use super::target::Target;
 use super::undo::{Step, Undo};
 use crate::error::{Result, text};
+use crate::folder::HeldFolder;
 use crate::qmp::{Aside, Qmp};
 use crate::temporary::Temporary;
 
@@ -19,11 +18,11 @@ use crate::temporary::Temporary;
 ///
 /// # Errors
 /// When QEMU refuses.
-pub fn add_overlays(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder: &Path, undo: &mut Undo) -> Result<Vec<String>> {
+pub fn add_overlays(qmp: &mut Qmp, targets: &[Target], names: &Temporary, folder: &HeldFolder, undo: &mut Undo) -> Result<Vec<String>> {
     let mut nodes = Vec::with_capacity(targets.len());
     for target in targets {
         let node = names.node("s", target.number);
-        let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder))? });
+        let storage = json!({ "driver": "file", "filename": text(&scratch::path(target, names, folder.path()))? });
         let overlay = json!({ "driver": "qcow2", "node-name": node, "file": storage, "backing": target.root,
             "cache": { "no-flush": true } });
         qmp.run("blockdev-add", overlay)?;

@@ -21,11 +21,12 @@ use keepmark_model::{DiskName, Failure, FailureClass};
 use crate::disk::{Opening, open};
 use crate::disks;
 use crate::error::{Error, Result};
+use crate::folder;
 use crate::qmp::Qmp;
 use crate::space::SpaceWatch;
 use crate::temporary::Temporary;
 use crate::watchdog::Watchdog;
-use crate::workspace::{Workspace, give};
+use crate::workspace::Workspace;
 use answer::must_answer;
 use undo::Undo;
 
@@ -118,7 +119,7 @@ impl FrozenPoint for Point<'_> {
             return Err(Failure::new(FailureClass::Usage, CannotPush::new("it was not asked for when the moment was fixed")));
         }
         for target in targets {
-            give(&target.image, &self.qmp.peer()?)?;
+            folder::give(folder::plain(&target.image)?, &self.qmp.peer()?, &target.image)?;
         }
         // Nobody would wait for the jobs any more.
         self.guards.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.copying(self.names.run()))?;

@@ -4,32 +4,38 @@
 //! them again by name, since they are opened writable from the start. Nothing of them has to survive anything, so QEMU never flushes them
 //! (`no-flush`): when it closes one the guest would wait for the disk to write what nobody will read.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+
+use keepmark_model::opening::ImageFormat;
 
 use super::target::Target;
-use crate::error::{Error, Result, file};
+use crate::error::Result;
+use crate::folder::{self, HeldFolder};
+use crate::image;
 use crate::program::{CREATE_WAIT, check, end};
 use crate::qmp::Peer;
 use crate::temporary::Temporary;
-use crate::workspace::give;
 
-/// Makes an empty image per disk, all at once, and gives them to QEMU's user.
+/// Makes an empty image per disk, all at once, and gives them to QEMU's user. The folder stays ours.
 ///
 /// # Errors
 /// When an image cannot be made.
-pub fn make(targets: &[Target], names: &Temporary, folder: &Path, peer: &Peer) -> Result<()> {
-    let running: Vec<_> = targets.iter().map(|target| start(target, &path(target, names, folder))).collect();
-    let outputs: Vec<_> = running.into_iter().map(|child| end("qemu-img create", child?, CREATE_WAIT)).collect();
-    outputs.into_iter().try_for_each(|output| check("qemu-img create", Ok(output?)).map(drop))?;
-    targets.iter().try_for_each(|target| give(&path(target, names, folder), peer))
+pub fn make(targets: &[Target], names: &Temporary, folder: &HeldFolder, peer: &Peer) -> Result<()> {
+    let images = targets.iter().map(|target| (names.node("s", target.number), target.size)).collect::<Vec<_>>();
+    make_images(&images, folder, peer)
 }
 
-fn start(target: &Target, path: &Path) -> Result<Child> {
-    let mut command = Command::new("qemu-img");
-    command.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(target.size.to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.spawn().map_err(|source| Error::Spawn { program: "qemu-img".into(), source })
+/// As [`make`], for images of these names and sizes.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_images(images: &[(String, u64)], folder: &HeldFolder, peer: &Peer) -> Result<()> {
+    let files = images.iter().map(|(name, _)| folder.make_file(name, 0o600)).collect::<Result<Vec<File>>>()?;
+    let running: Vec<_> = files.iter().zip(images).map(|(file, (_, size))| image::start_create(file, ImageFormat::Qcow2, *size)).collect();
+    let outputs: Vec<_> = running.into_iter().map(|child| end("qemu-img create", child?, CREATE_WAIT)).collect();
+    outputs.into_iter().try_for_each(|output| check("qemu-img create", Ok(output?)).map(drop))?;
+    files.iter().zip(images).try_for_each(|(file, (name, _))| folder::give(file, peer, &folder.path().join(name)))
 }
 
 /// Where a disk's scratch image is until QEMU has it open.
@@ -42,7 +48,6 @@ pub fn path(target: &Target, names: &Temporary, folder: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When the file cannot be removed.
-pub fn unlink(target: &Target, names: &Temporary, folder: &Path) -> Result<()> {
-    let path = path(target, names, folder);
-    std::fs::remove_file(&path).map_err(file("remove", path))
+pub fn unlink(target: &Target, names: &Temporary, folder: &HeldFolder) -> Result<()> {
+    folder.remove(&names.node("s", target.number))
 }

@@ -3,12 +3,15 @@
 pub mod wire;
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -133,6 +136,19 @@ impl Qmp {
         serde_json::from_value(value).map_err(|source| Error::Reply { command: command.into(), source })
     }
 
+    /// Runs a command with an open file passed along, or without.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn hand(&mut self, command: &str, arguments: &Value, open: Option<BorrowedFd<'_>>) -> Result<Value> {
+        self.call_with(command, arguments, open)
+    }
+
+    /// Waits for replies no longer than this from now on.
+    pub(crate) fn hurry(&mut self, timeout: Duration) {
+        self.timeout = self.timeout.min(timeout);
+    }
+
     /// Runs a command whose result does not matter.
     ///
     /// # Errors
@@ -174,10 +190,14 @@ impl Qmp {
     }
 
     fn call(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.call_with(command, arguments, None)
+    }
+
+    fn call_with(&mut self, command: &str, arguments: &Value, open: Option<BorrowedFd<'_>>) -> Result<Value> {
         self.next_id += 1;
         let id = self.next_id;
         let line = wire::command(command, arguments, id);
-        self.write(&line).map_err(|source| self.broken(command, self.timeout, source))?;
+        self.write(&line, open).map_err(|source| self.broken(command, self.timeout, source))?;
         let deadline = Instant::now() + self.timeout;
         loop {
             match self.message(command, deadline, self.timeout)? {
@@ -192,9 +212,17 @@ impl Qmp {
         }
     }
 
-    fn write(&self, line: &[u8]) -> io::Result<()> {
+    fn write(&self, line: &[u8], open: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        (&self.stream).write_all(line)
+        let Some(open) = open else { return (&self.stream).write_all(line) };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let files = [open];
+        if !control.push(SendAncillaryMessage::ScmRights(&files)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let sent = sendmsg(&self.stream, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)?;
+        (&self.stream).write_all(line.get(sent..).unwrap_or_default())
     }
 
     fn keep(&mut self, event: Event) {
