@@ -33,7 +33,7 @@ const NUMBERS: std::ops::Range<u32> = 0..1000;
 // A disk's content is nobody's business but its owner's.
 const PRIVATE: u32 = 0o600;
 // Those of NFS and SMB: there a lock of the file is one of its bytes, which QEMU's tools lock themselves.
-const FOLDERS_OF_OTHERS: [i64; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+const NETWORK_FILE_SYSTEMS: [i64; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
 /// A file beside its final place that is removed unless it is published.
 pub struct Partial {
@@ -134,7 +134,7 @@ fn make(folder: &HeldFolder, name: &str) -> Result<(String, File)> {
 
 // There nothing tells a living restore's file from a dead one's, so none is swept.
 fn shares_locks(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|system| FOLDERS_OF_OTHERS.contains(&i64::from(system.f_type)))
+    rustix::fs::fstatfs(file).is_ok_and(|system| NETWORK_FILE_SYSTEMS.contains(&system.f_type))
 }
 
 fn sweep(folder: &HeldFolder, name: &str) {
