@@ -87,7 +87,8 @@ impl HeldFolder {
 
     fn check(&self) -> Result<()> {
         let stat = self.stat()?;
-        let is_open = stat.st_mode & OTHERS_MAY_WRITE != 0;
+        // Where it is sticky, as a file system in memory is at first, others cannot exchange what is ours.
+        let is_open = stat.st_mode & OTHERS_MAY_WRITE != 0 && stat.st_mode & STICKY == 0;
         let me = geteuid();
         if stat.st_uid != me.as_raw() {
             return Err(foreign(&self.path, &format!("it belongs to user {}, and keepmark runs as user {}", stat.st_uid, me.as_raw())));
@@ -159,6 +160,9 @@ impl HeldFolder {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(foreign(&path, "it is no plain file"));
         }
+        if flags.contains(OFlags::CREATE) && stat.st_uid != geteuid().as_raw() {
+            return Err(foreign(&path, &format!("it belongs to user {}", stat.st_uid)));
+        }
         Ok(fd.into())
     }
 
@@ -172,14 +176,16 @@ impl HeldFolder {
         Ok(entries.flatten().filter_map(name).filter(|name| name != "." && name != "..").collect())
     }
 
-    /// Opens a folder in it.
+    /// Opens a folder of this user's in it.
     ///
     /// # Errors
-    /// When it is missing, a link or no folder.
+    /// When it is missing, a link, no folder or another user's.
     pub fn folder(&self, name: &str) -> Result<Self> {
         let path = self.path.join(name);
         let fd = openat(&self.fd, name, FOLDER, Mode::empty()).map_err(|error| file("open folder", &path)(error.into()))?;
-        Ok(Self { fd, path })
+        let opened = Self { fd, path };
+        let owner = opened.stat()?.st_uid;
+        if owner == geteuid().as_raw() { Ok(opened) } else { Err(foreign(&opened.path, &format!("it belongs to user {owner}"))) }
     }
 
     /// Removes a file, or a folder with all that is in it; nothing is followed. What is gone already is removed too.
