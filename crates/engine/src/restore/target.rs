@@ -72,7 +72,7 @@ impl Partial {
 
     /// Gives the file its name, durably; it must be synced already.
     pub fn publish(mut self) -> Result<()> {
-        let io = |doing, source: Errno| Error::from(io_error(doing, &self.place, source.into()));
+        let io = |doing, source: Errno| io_error(doing, &self.place, source.into());
         if !self.folder.has(&self.temporary, &self.file) {
             let why = "its unfinished file was taken away while it was written; another restore may be at work there".into();
             return Err(Error::Target { path: self.place.clone(), why }.into());
