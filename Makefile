@@ -15,7 +15,7 @@ export RUST_TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? n : 4)))
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: race crash mutants simulate sabotage help deps build lint test demo bench bench-growth fuzz clean
+.PHONY: race crash others mutants simulate sabotage help deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,7 +48,10 @@ bench-growth: build ## how costs grow with the disk, the repository and the sequ
 	@python3 -B benches/growth.py
 
 crash: build ## kill keepmark, QEMU and the store's disk at every effect (as root; an hour; `make test` takes a share)
-	KEEPMARK_CRASH=all $(CARGO) test --release -p keepmark --test crash -- --nocapture
+	KEEPMARK_CRASH=all $(CARGO) test --release -p keepmark --test crash -- --nocapture --skip others::
+
+others: build ## at every effect of a backup somebody else acts: people, libvirt, other programs (as root; some hours; `make test` takes a share)
+	KEEPMARK_CRASH=all $(CARGO) test --release -p keepmark --test crash -- --nocapture others::
 
 race: build ## three writers, a pruner and a deleter on one repository, killed at random for ten minutes (`make test` takes one)
 	KEEPMARK_RACE_SECONDS=600 $(CARGO) test --release -p keepmark --test race -- --nocapture

@@ -52,6 +52,15 @@ impl Witness {
         Self::by(disks, dir, |disk, copy| image::convert_shared(&disk.file, disk.format, copy))
     }
 
+    /// Takes the raw files of a folder into which a backup was restored for the truth.
+    #[must_use]
+    #[track_caller]
+    pub fn of_restored(dir: &Path) -> Self {
+        let files = std::fs::read_dir(dir).or_fail(format_args!("reading {}", dir.display())).flatten();
+        let disks = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".raw")?.to_owned())).collect();
+        Self { dir: dir.to_owned(), disks, was_running: false, bitmaps_before: Vec::new() }
+    }
+
     /// Has `copy` make a raw copy of each disk in `dir`, which is made.
     #[track_caller]
     pub(crate) fn by(disks: &[Disk], dir: &Path, copy: impl Fn(&Disk, &Path)) -> Self {

@@ -56,6 +56,15 @@ impl Lab {
         self.truths.push((finished["backup"].as_str().unwrap().to_owned(), truth));
     }
 
+    /// Notes a listed backup with the bytes that it has, which it must keep from now on; gives them.
+    pub fn adopt(&mut self, id: &str) -> Witness {
+        let folder = tempfile::Builder::new().prefix("adopted").tempdir_in(self.root()).unwrap().keep();
+        self.ok(&["restore", id, "--to", folder.to_str().unwrap()]);
+        let truth = Witness::of_restored(&folder);
+        self.truths.push((id.to_owned(), truth.clone()));
+        truth
+    }
+
     /// Looks at the list after somebody died: nothing may be missing, and what is new was published by the dead run, whose
     /// moment's bytes are given. Says whether there was one.
     #[track_caller]

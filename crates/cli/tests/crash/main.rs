@@ -19,6 +19,7 @@ mod held;
 mod images;
 mod lab;
 mod live;
+mod others;
 mod power_cut;
 mod powered_off;
 mod prune;

@@ -42,6 +42,12 @@ impl<'h> Domain<'h> {
         &self.disks
     }
 
+    /// The same domain, known to have these disks.
+    #[must_use]
+    pub fn with_disks(self, disks: &[Disk]) -> Self {
+        Self { disks: disks.to_vec(), ..self }
+    }
+
     /// Runs `virsh COMMAND NAME ARGUMENTS...`; a failure ends the test.
     #[track_caller]
     pub fn virsh(&self, command: &str, arguments: &[&str]) -> String {
