@@ -15,7 +15,7 @@ export RUST_TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? n : 4)))
 # Installing, building and testing in turn, whatever -j says: cargo uses all processors itself.
 .NOTPARALLEL:
 
-.PHONY: race crash others mutants simulate sabotage help deps build lint test demo bench bench-growth fuzz clean
+.PHONY: race crash others attack mutants simulate sabotage help deps build lint test demo bench bench-growth fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ crash: build ## kill keepmark, QEMU and the store's disk at every effect (as roo
 
 others: build ## at every effect of a backup somebody else acts: people, libvirt, other programs (as root; some hours; `make test` takes a share)
 	KEEPMARK_CRASH=all $(CARGO) test --release -p keepmark --test crash -- --nocapture others::
+
+attack: build ## thousands of hostile stores and monitors (`make test` takes a share)
+	KEEPMARK_ATTACK=1000 $(CARGO) test --release -p keepmark --test attack -- --nocapture
 
 race: build ## three writers, a pruner and a deleter on one repository, killed at random for ten minutes (`make test` takes one)
 	KEEPMARK_RACE_SECONDS=600 $(CARGO) test --release -p keepmark --test race -- --nocapture
