@@ -33,7 +33,8 @@ fn attack(lab: &Lab, dice: &mut Dice) -> String {
         }
         5 => {
             std::fs::remove_file(&file).unwrap();
-            rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, 0).unwrap();
+            rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, 0)
+                .unwrap();
             format!("{} is a pipe", file.display())
         }
         6 => {

@@ -45,7 +45,8 @@ fn serve(socket: PathBuf, seed: u64, outside: String) {
 
 fn talk(client: &UnixStream, dice: &mut Dice, outside: &str) -> Option<()> {
     let mut writer = client;
-    let greeting = json!({ "QMP": { "version": { "qemu": { "major": 10, "minor": 0, "micro": 2 }, "package": "" }, "capabilities": ["oob"] } });
+    let greeting =
+        json!({ "QMP": { "version": { "qemu": { "major": 10, "minor": 0, "micro": 2 }, "package": "" }, "capabilities": ["oob"] } });
     writeln!(writer, "{greeting}").ok()?;
     for line in BufReader::new(client).lines() {
         let message: Value = serde_json::from_str(&line.ok()?).ok()?;

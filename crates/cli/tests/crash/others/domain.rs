@@ -19,7 +19,6 @@ const DISKS: [(&str, u64); 2] = [("vda", 24), ("sda", 8)];
 enum Act {
     SuspendAndResume,
     Suspend,
-    Reset,
     Resize,
     Snapshot,
     CopyAndPivot,
@@ -28,10 +27,9 @@ enum Act {
     OwnBackup,
 }
 
-const ACTS: [Act; 9] = [
+const ACTS: [Act; 8] = [
     Act::SuspendAndResume,
     Act::Suspend,
-    Act::Reset,
     Act::Resize,
     Act::Snapshot,
     Act::CopyAndPivot,
@@ -105,7 +103,6 @@ impl Act {
         let steps: Vec<(&str, Vec<String>)> = match self {
             Self::SuspendAndResume => vec![("suspend", vec![]), ("resume", vec![])],
             Self::Suspend => vec![("suspend", vec![])],
-            Self::Reset => vec![("reset", vec![])],
             Self::Resize => vec![("blockresize", vec!["sda".into(), "12M".into()])],
             Self::Snapshot => vec![(
                 "snapshot-create-as",
