@@ -1,5 +1,4 @@
 //! What a disk is called decides nothing: a manifest says which images are a backup's, and whose nobody knows is not touched.
-#![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 use keepmark_model::seam::{PruneRequest, Store as _};
 
