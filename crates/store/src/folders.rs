@@ -1,11 +1,11 @@
 //! Folders of stores, of both kinds: made, refused where something is already, and made durable.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -64,6 +64,20 @@ pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| Error::io("sync folder", path, error))
 }
 
+/// Opens a regular file of a store for reading, and nothing else: a pipe would wait for ever, a link could lead out of the store.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let quietly = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(quietly).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Reads a regular file of `bytes_max` bytes at most.
+pub fn read_regular(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open_regular(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut content)?;
+    if content.len() as u64 > bytes_max { Err(ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+}
+
 /// Whether another machine or a program answers for a folder's file system.
 pub fn is_remote(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|facts| REMOTE_FILE_SYSTEMS.contains(&facts.f_type))
@@ -112,6 +126,20 @@ mod tests {
             fs::write(&from, "two").unwrap();
             assert_eq!(give(&from, &to).unwrap_err().kind(), ErrorKind::AlreadyExists);
             assert_eq!((fs::read(&to).unwrap(), from.exists()), (b"one".to_vec(), true));
+        }
+    }
+
+    #[test]
+    fn only_regular_files_are_read_and_none_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("file"), "four").unwrap();
+        std::os::unix::fs::symlink(path("file"), path("link")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", path("endless")).unwrap();
+        rustix::fs::mknodat(CWD, path("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert_eq!((read_regular(&path("file"), 4).unwrap(), read_regular(&path("file"), 3).is_err()), (b"four".to_vec(), true));
+        for other in ["link", "endless", "pipe", "."] {
+            assert!(read_regular(&path(other), 4).is_err(), "{other}");
         }
     }
 

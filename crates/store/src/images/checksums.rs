@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
+use crate::folders;
 use crate::images::{durable, place};
 
 const VERSION: u32 = 3;
@@ -73,7 +74,7 @@ impl Checksums {
 /// The hash of a file, in hexadecimal; `read` is told of bytes as they are read.
 pub fn hash(path: &Path, read: &mut dyn FnMut(u64) -> Result<()>) -> Result<String> {
     let failed = |error| Error::io("read", path, error);
-    let file = File::open(path).map_err(failed)?;
+    let file = folders::open_regular(path).map_err(failed)?;
     let blocks = Blocks { count: file.metadata().map_err(failed)?.len().div_ceil(BLOCK_BYTES), file, next: AtomicU64::new(0) };
     let (teller, told) = unbounded();
     let hashes = std::thread::scope(|scope| {

@@ -1,11 +1,9 @@
 //! Files that are there whole or not at all: written beside, synced, renamed, and their folder synced.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-
-use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 use crate::folders;
@@ -70,13 +68,7 @@ pub fn sync(path: &Path) -> Result<()> {
 
 /// Reads a file of `bytes_max` bytes at most. No link is followed: it could lead out of the store.
 pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
-    let read = || {
-        let mut content = Vec::new();
-        OpenOptions::new().read(true).custom_flags(flags).open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut content)?;
-        if content.len() as u64 > bytes_max { Err(ErrorKind::FileTooLarge.into()) } else { Ok(content) }
-    };
-    read().map_err(|error: std::io::Error| Error::io("read", path, error))
+    folders::read_regular(path, bytes_max).map_err(|error| Error::io("read", path, error))
 }
 
 /// Fills a buffer from an offset, or what there is; bytes read.

@@ -1,9 +1,9 @@
 //! What a qcow2 image says of itself in its header: its size and what lies below it. Bounded, since anybody may have changed it.
 
-use std::fs::File;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::folders;
 use crate::images::durable;
 
 /// QEMU writes the backing name right after the extensions: within 2 KiB.
@@ -36,7 +36,7 @@ impl Header {
 }
 
 fn read_head(image: &Path) -> std::io::Result<Vec<u8>> {
-    let file = File::open(image)?;
+    let file = folders::open_regular(image)?;
     let mut head = vec![0; HEAD_BYTES_MAX];
     let length = durable::read_up_to(&file, &mut head, 0)?;
     head.truncate(length);

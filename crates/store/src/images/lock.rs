@@ -52,7 +52,9 @@ impl VmLock {
 // Writable, since file servers lock only what is open for writing.
 fn open(folder: &Path) -> Result<File> {
     let path = folder.join(LOCK);
-    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+    // A link in its place would make a file elsewhere.
+    let stays = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(stays).open(&path);
     file.map_err(|error| Error::io("open", path, error))
 }
 

@@ -20,6 +20,8 @@ const UPLOAD_PREFIX: &str = "km1tmp-";
 const UPLOAD_FOLDER: &str = "tmp";
 /// Clients of file servers remember what is in a folder for a while; longer than they do unless told otherwise (`acdirmax` of NFS: 60 s).
 const NETWORK_LAG: Duration = Duration::from_secs(65);
+/// Far beyond any file that restic, rustic or keepmark write.
+const FILE_BYTES_MAX: u64 = 1 << 30;
 const SMALL_FOLDERS: [&str; 5] = ["keys", "snapshots", "index", "locks", UPLOAD_FOLDER];
 
 /// A repository in a local folder.
@@ -186,12 +188,12 @@ impl Backend for Folder {
 
     fn read(&self, kind: FileKind, id: &Id) -> Result<Vec<u8>> {
         let path = self.path(kind, id);
-        fs::read(&path).map_err(|error| Error::io("read", path, error))
+        folders::read_regular(&path, FILE_BYTES_MAX).map_err(|error| Error::io("read", path, error))
     }
 
     fn read_at(&self, kind: FileKind, id: &Id, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let path = self.path(kind, id);
-        File::open(&path).and_then(|file| file.read_exact_at(buffer, offset)).map_err(|error| Error::io("read", path, error))
+        folders::open_regular(&path).and_then(|file| file.read_exact_at(buffer, offset)).map_err(|error| Error::io("read", path, error))
     }
 
     fn upload(&self) -> Result<Box<dyn Upload>> {
