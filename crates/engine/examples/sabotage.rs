@@ -15,7 +15,7 @@ use keepmark_testkit::sim::{BREAKS, Break};
 const SEEDS_MAX: u64 = 10_000;
 
 /// Rules of the derivation and of the engine, in words.
-const RULES: [(Rule, &str); 20] = [
+const RULES: [(Rule, &str); 22] = [
     (Rule::Inconsistent, "trust an inconsistent bitmap"),
     (Rule::Disabled, "trust a disabled bitmap"),
     (Rule::Busy, "treat a busy bitmap as fine"),
