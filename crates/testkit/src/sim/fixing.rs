@@ -310,7 +310,8 @@ impl World {
         let is_own = |checkpoint: &CheckpointName| store.as_ref().is_some_and(|store| checkpoint.is_for(store));
         for (name, checkpoint) in run.since.iter().filter(|before| !since.contains(before) && is_own(&before.1)) {
             let disks = self.machines[machine].disks.iter_mut().filter(|disk| disk.name == *name);
-            let bitmaps = disks.flat_map(|disk| &mut disk.layers).flat_map(|layer| &mut layer.bitmaps);
+            // One that an image below has cannot be removed, and comes to life again by a commit with bitmaps.
+            let bitmaps = disks.filter_map(|disk| disk.layers.first_mut()).flat_map(|layer| &mut layer.bitmaps);
             bitmaps.filter(|bitmap| bitmap.name == checkpoint.as_str()).for_each(|bitmap| bitmap.contradicted = true);
         }
     }
