@@ -15,7 +15,7 @@ use keepmark_testkit::sim::{BREAKS, Break};
 const SEEDS_MAX: u64 = 10_000;
 
 /// Rules of the derivation and of the engine, in words.
-const RULES: [(Rule, &str); 20] = [
+const RULES: [(Rule, &str); 25] = [
     (Rule::Inconsistent, "trust an inconsistent bitmap"),
     (Rule::Disabled, "trust a disabled bitmap"),
     (Rule::Busy, "treat a busy bitmap as fine"),
@@ -38,6 +38,9 @@ const RULES: [(Rule, &str); 20] = [
     (Rule::MomentOrder, "filters first, new bitmaps after them"),
     (Rule::StoreTag, "remove what a copied manifest names"),
     (Rule::OwnImages, "remove a template's checkpoints for its clone"),
+    (Rule::EndProof, "leave the last clean content out at the end"),
+    (Rule::Condemned, "keep a checkpoint that was contradicted"),
+    (Rule::Sequence, "order a sequence by its clocks"),
 ];
 
 fn main() -> ExitCode {

@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::extents::{ChunkIndex, ChunkSize, Extent, Extents, Size};
+use crate::rules::{Rule, broken};
 
 /// How much of a disk the allocation check covers in one backup; a larger disk takes turns.
 pub const WINDOW_BYTES: u64 = 16 << 30;
@@ -113,6 +114,9 @@ pub fn end_chunks(
     let cluster = cluster.max(1);
     let proof_end = last.map_or(0, |last| chunk.extent(last, size).end.div_ceil(cluster).saturating_mul(cluster));
     let (mut found, behind): (Vec<_>, Vec<_>) = chunks.into_iter().partition(|index| chunk.extent(*index, size).start < proof_end);
+    if broken(Rule::EndProof) {
+        found.clear();
+    }
     found.extend(&behind[behind.len().saturating_sub(END_CHUNKS_MAX)..]);
     found
 }

@@ -9,6 +9,7 @@ use crate::audit::AuditRecord;
 use crate::extents::{ChunkSize, Size};
 use crate::facts::{ImageId, Power, SkippedDisk};
 use crate::names::{BackupId, CheckpointName, DiskName, VmId, VmIdentity};
+use crate::rules::{Rule, broken};
 use crate::scheme::Standing;
 
 /// The manifest version that this program writes; newer ones are refused, older ones are read.
@@ -209,7 +210,8 @@ pub fn in_order(mut backups: Vec<StoredBackup>) -> Vec<StoredBackup> {
     let turns: Vec<VmId> = backups.iter().map(|backup| backup.manifest.vm_id()).collect();
     let mut sequences: BTreeMap<VmId, Vec<StoredBackup>> = BTreeMap::new();
     backups.into_iter().for_each(|backup| sequences.entry(backup.manifest.vm_id()).or_default().push(backup));
-    sequences.values_mut().for_each(|sequence| sequence.sort_by_key(|backup| backup.manifest.number));
+    let by_number = |sequence: &mut Vec<StoredBackup>| sequence.sort_by_key(|backup| backup.manifest.number);
+    sequences.values_mut().filter(|_| !broken(Rule::Sequence)).for_each(by_number);
     let mut sequences: BTreeMap<VmId, _> = sequences.into_iter().map(|(id, sequence)| (id, sequence.into_iter())).collect();
     turns.iter().filter_map(|id| sequences.get_mut(id)?.next()).collect()
 }

@@ -48,6 +48,12 @@ pub enum Rule {
     StoreTag,
     /// What is on backing images alone is not this VM's.
     OwnImages,
+    /// The last clean content is among what is compared at the end.
+    EndProof,
+    /// A checkpoint goes when its bitmap was contradicted, whatever becomes of the run.
+    Condemned,
+    /// A sequence's order is that of its numbers.
+    Sequence,
 }
 
 /// Whether a rule is broken on purpose: never, in a shipped build.

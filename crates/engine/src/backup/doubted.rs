@@ -7,6 +7,7 @@ use keepmark_model::facts::VmFacts;
 use keepmark_model::failure::in_one_line;
 use keepmark_model::manifest::Kind;
 use keepmark_model::plan::{DiskPlan, condemned};
+use keepmark_model::rules::{Rule, broken};
 use keepmark_model::seam::{Hypervisor, Monitor, Result};
 use keepmark_model::{DiskName, Failure, FailureClass, StoreId};
 
@@ -52,7 +53,7 @@ impl Run<'_> {
 
     /// Removes the checkpoints that this failure condemns, if it does.
     pub(super) fn condemn(&self, vm: &mut dyn Hypervisor, failure: &Failure) {
-        if let Some(Doubted(plans)) = failure.get::<Doubted>() {
+        if let Some(Doubted(plans)) = failure.get::<Doubted>().filter(|_| !broken(Rule::Condemned)) {
             let names: Vec<DiskName> = plans.iter().map(|plan| plan.name.clone()).collect();
             remove_condemned(vm, &self.outlook.facts, &self.store.id(), &names, self.monitor);
         }

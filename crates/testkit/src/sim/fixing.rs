@@ -13,7 +13,7 @@ use keepmark_model::{CheckpointName, DiskName};
 use super::hypervisor::{SimVm, disk_facts, failed, paths};
 use super::image::{Bitmap, Format, Mask, SimDisk};
 use super::machine::{Freezer, FrozenCopy, Machine};
-use super::world::{Break, World};
+use super::world::{Break, Run, World};
 
 /// A device that gets a filter, and the active image that it had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl SimVm {
         let since: Vec<(DiskName, CheckpointName)> =
             request.disks.iter().filter_map(|disk| Some((disk.name.clone(), disk.since.clone()?))).collect();
         world.note_contradictions(self.machine, &since);
-        world.run.iter_mut().for_each(|run| run.since = Clone::clone(&since));
+        world.run.iter_mut().for_each(|run| (run.since, run.own) = (Clone::clone(&since), request.checkpoint.clone()));
         Ok(())
     }
 
@@ -301,9 +301,17 @@ impl World {
     /// A run that begins anew, and asks no more for what changed since a checkpoint, has seen that its bitmap lied.
     fn note_contradictions(&mut self, machine: usize, since: &[(DiskName, CheckpointName)]) {
         let Some(run) = self.run.as_ref().filter(|run| !run.disturbed) else { return };
-        for (name, checkpoint) in run.since.iter().filter(|before| !since.contains(before)) {
+        // Of several disks it cannot be told from here whose bitmap lied.
+        if run.since.len() != 1 {
+            return;
+        }
+        // A checkpoint that a copied manifest names is another store's, and stays.
+        let store = self.stores.get(run.store).map(|store| store.id.clone());
+        let is_own = |checkpoint: &CheckpointName| store.as_ref().is_some_and(|store| checkpoint.is_for(store));
+        for (name, checkpoint) in run.since.iter().filter(|before| !since.contains(before) && is_own(&before.1)) {
             let disks = self.machines[machine].disks.iter_mut().filter(|disk| disk.name == *name);
-            let bitmaps = disks.flat_map(|disk| &mut disk.layers).flat_map(|layer| &mut layer.bitmaps);
+            // One that an image below has cannot be removed, and comes to life again by a commit with bitmaps.
+            let bitmaps = disks.filter_map(|disk| disk.layers.first_mut()).flat_map(|layer| &mut layer.bitmaps);
             bitmaps.filter(|bitmap| bitmap.name == checkpoint.as_str()).for_each(|bitmap| bitmap.contradicted = true);
         }
     }
@@ -323,6 +331,12 @@ impl World {
         let found = shared.flat_map(|layer| &layer.bitmaps).find(|bitmap| names.iter().any(|name| name.as_str() == bitmap.name));
         if let Some(name) = found.map(|bitmap| bitmap.name.clone()) {
             self.wrong(|| format!("checkpoint {name} of another VM is to be removed"));
+        }
+        // Before there is a successor only what an audit has contradicted goes: on all disks, since a checkpoint is one of all.
+        let is_condemned = |run: &Run| !run.published && names.iter().any(|name| Some(name) != run.own.as_ref());
+        if self.run.as_ref().is_some_and(is_condemned) {
+            self.machines[machine].lose_lineage(None);
+            self.run.iter_mut().for_each(|run| run.condemned = true);
         }
     }
 }

@@ -113,12 +113,31 @@ enum Trap {
     Backup(AuditWish),
 }
 
-/// What chance alone hardly ever brings about: a mirror beside a moment.
-const TRAPS: [&[Trap]; 1] = {
-    use AuditWish::Default;
-    use EventKind::{BeginMirror, Pivot, PowerOn, Write};
+/// What chance alone hardly ever brings about: images that look like the one in which a bitmap began, zeros that are kept as data, a
+/// mirror beside a moment.
+const TRAPS: [&[Trap]; 5] = {
+    use AuditWish::{Default, Off};
+    use EventKind::{
+        BeginMirror, ConvertOlder, ConvertOver, Copy, ManagedSnapshot, Pivot, PowerOff, PowerOn, Push, ShrinkAndGrow, SnapshotAlike,
+        Stream, Write, WriteZeros,
+    };
     use Trap::{Backup, Event};
-    [&[Event(PowerOn), Event(BeginMirror), Backup(Default), Event(Write), Event(Pivot)]]
+    [
+        &[
+            Event(PowerOn),
+            Backup(Default),
+            Event(Write),
+            Event(ManagedSnapshot),
+            Event(Write),
+            Event(PowerOff),
+            Event(ConvertOver),
+            Backup(Off),
+        ],
+        &[Event(PowerOn), Event(Write), Event(Copy), Event(Write), Backup(Default), Event(PowerOff), Event(ConvertOlder), Backup(Off)],
+        &[Event(PowerOn), Backup(Default), Event(Write), Event(SnapshotAlike), Event(Write), Event(Stream), Backup(Off)],
+        &[Event(Push), Event(PowerOn), Event(Write), Event(WriteZeros), Backup(Default), Event(ShrinkAndGrow), Backup(Off)],
+        &[Event(PowerOn), Event(BeginMirror), Backup(Default), Event(Write), Event(Pivot)],
+    ]
 };
 
 fn set_trap_of_others(steps: &mut [Step], rng: &mut Rng) {
@@ -126,7 +145,7 @@ fn set_trap_of_others(steps: &mut [Step], rng: &mut Rng) {
         return;
     }
     let (start, disk) = (rng.below(100) as usize, rng.byte());
-    let trap = TRAPS[rng.below(1) as usize];
+    let trap = TRAPS[rng.below(5) as usize];
     for (step, set) in steps[start..].iter_mut().zip(trap) {
         *step = match *set {
             Trap::Event(kind) => Step::Happen(Event { kind, machine: 0, disk, a: rng.byte(), b: rng.byte() | 1 }),

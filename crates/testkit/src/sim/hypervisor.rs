@@ -208,9 +208,9 @@ fn image(layer: &Layer) -> String {
     format!("/{}/{file}", layer.path)
 }
 
-/// Which file it is; every other image lies where that cannot be told.
+/// Which file it is, where that can be told.
 fn file(layer: &Layer) -> Option<ImageId> {
-    layer.path.is_multiple_of(2).then(|| ImageId::new(layer.path.to_string()))
+    layer.is_told().then(|| ImageId::new(layer.file.to_string()))
 }
 
 fn layer_facts(layer: &Layer) -> LayerFacts {

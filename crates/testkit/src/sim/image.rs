@@ -143,6 +143,12 @@ impl Layer {
         Self { path, file: path, shared: false, format, cluster, cells, hidden: Vec::new(), bitmaps: Vec::new(), removed: Vec::new() }
     }
 
+    /// Whether it lies where it can be told which file it is: every other image does.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.path.is_multiple_of(2)
+    }
+
     /// The bitmap of a name.
     #[must_use]
     pub fn bitmap(&self, name: &str) -> Option<&Bitmap> {
@@ -424,11 +430,16 @@ impl SimDisk {
     /// Moves the content to a new file, by mirror or `qemu-img convert`; the active image's bitmaps only where that is asked for.
     pub fn rewrite(&mut self, path: u32, format: Format, cluster: usize, with_bitmaps: bool) {
         let content = self.content();
+        let is_told = self.layers.iter().all(Layer::is_told);
         let mut new = Layer::new(path, format, cluster, content.len());
         for (cell, (value, hole)) in new.cells.iter_mut().zip(content) {
             *cell = if hole { Cell::Absent } else { Cell::Data(value) };
         }
-        if let Some(old) = self.layers.first().filter(|old| with_bitmaps && format == Format::Qcow2 && !old.is_pinned()) {
+        if let Some(old) = self
+            .layers
+            .first()
+            .filter(|old| with_bitmaps && format == Format::Qcow2 && !old.is_pinned() && (self.layers.len() == 1 || is_told))
+        {
             new.bitmaps =
                 old.bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().map(|bitmap| Bitmap { stored: true, ..bitmap }).collect();
         }

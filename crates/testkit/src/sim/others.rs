@@ -46,6 +46,7 @@ pub const BESIDE: &[EventKind] = &[
     EventKind::CopyStore,
     EventKind::TwinStore,
     EventKind::LinkedClone,
+    EventKind::Push,
 ];
 
 /// What others do at instants of a run.
@@ -265,7 +266,9 @@ impl SimDisk {
 
     /// The active image, with its bitmaps, becomes the only one and takes the lowest one's place.
     fn convert_over(&mut self, file: u32) -> bool {
-        let Some(lowest) = self.layers.last().filter(|lowest| self.layers.len() > 1 && !lowest.shared) else { return false };
+        let Some(lowest) = self.layers.last().filter(|lowest| self.layers.len() > 1 && !lowest.shared && lowest.is_told()) else {
+            return false;
+        };
         let (path, cluster) = (lowest.path, lowest.cluster);
         let bitmaps = self.kept_bitmaps();
         self.rewrite(path, Format::Qcow2, cluster, false);
@@ -277,7 +280,7 @@ impl SimDisk {
     fn convert_older(&mut self, file: u32, choice: u8) -> bool {
         let Some(copy) = self.copies.get(usize::from(choice) % self.copies.len().max(1)).cloned() else { return false };
         let older = SimDisk::new(self.name.clone(), copy, self.granularity);
-        if self.layers.len() > 1 || self.layers[0].format != Format::Qcow2 || older.atoms() != self.atoms() {
+        if self.layers.len() > 1 || self.layers[0].format != Format::Qcow2 || !self.layers[0].is_told() || older.atoms() != self.atoms() {
             return false;
         }
         let (path, cluster, bitmaps) = (self.layers[0].path, self.layers[0].cluster, self.kept_bitmaps());
@@ -294,7 +297,8 @@ impl SimDisk {
 
     /// Files of one name may lie in different folders.
     fn snapshot_alike(&mut self, path: u32, cluster: usize) -> bool {
-        self.snapshot(super::machine::FIRST_IMAGE + path, cluster, true)
+        let is_told = self.layers.iter().all(Layer::is_told);
+        is_told && self.snapshot(super::machine::FIRST_IMAGE + path, cluster, true)
     }
 }
 

@@ -175,6 +175,7 @@ impl Before {
         }
         world.run = Some(Run {
             machine: place,
+            store,
             faults: order.faults.clone(),
             others: order.others.clone(),
             unaudited: order.audit == AuditWish::Off,
@@ -239,7 +240,10 @@ impl Before {
             Ok(()) if machine.leftovers.any() => Some("keepmark left something in the VM".to_owned()),
             Ok(()) if machine.power != self.power => Some("keepmark changed the VM's power state".to_owned()),
             Ok(()) if foreign(machine) != self.foreign => Some("keepmark touched another's bitmaps".to_owned()),
-            Ok(()) => self.surplus(world).or_else(|| self.lost_increment(world, order)).or_else(|| self.seen_too_late(world)),
+            Ok(()) => {
+                let lost = || if run.condemned { None } else { self.lost_increment(world, order) };
+                self.surplus(world).or_else(lost).or_else(|| self.seen_too_late(world))
+            }
         };
         if let Some(wrong) = wrong {
             world.wrong(|| wrong);

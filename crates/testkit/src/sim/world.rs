@@ -100,6 +100,8 @@ pub enum Fault {
 pub struct Run {
     /// The VM it works on.
     pub machine: usize,
+    /// The store it works for.
+    pub store: usize,
     /// The effects it had so far.
     pub effect: u32,
     /// What awaits it, by effect.
@@ -118,6 +120,12 @@ pub struct Run {
     pub moment: Option<Arc<Vec<FrozenCopy>>>,
     /// Whether a guest wrote while its disks were frozen one after the other.
     pub torn: bool,
+    /// The checkpoint that it starts.
+    pub own: Option<CheckpointName>,
+    /// Whether its backup exists.
+    pub published: bool,
+    /// Whether it removed a checkpoint before there was a successor.
+    pub condemned: bool,
     /// The checkpoints since which its deltas are.
     pub since: Vec<(DiskName, CheckpointName)>,
 }

@@ -67,6 +67,7 @@ impl World {
         }
         self.stores[place].backups.push(published);
         self.stores[place].published += 1;
+        self.run.iter_mut().for_each(|run| run.published = true);
     }
 }
 
