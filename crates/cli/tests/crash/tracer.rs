@@ -42,7 +42,8 @@ pub struct Script<'a> {
     /// Which effects are numbered.
     pub counts: fn(&str) -> bool,
     pub cut: Option<Cut>,
-    /// Called while the program's main thread stands before any effect, with its name: it says nothing to QEMU meanwhile.
+    /// Called while the program's main thread stands before any effect, or waits for a call of libvirt's, with its name: it says nothing to
+    /// QEMU meanwhile.
     pub meanwhile: &'a mut (dyn FnMut(&str) + Send),
     /// Whether that goes on after the strike.
     pub goes_on: bool,
@@ -149,7 +150,9 @@ impl<'a> Tracer<'a> {
     fn at_entry(&mut self, thread: Pid, call: &Call) {
         let effect = if self.is_running { call.effect(self.script.root) } else { None };
         let Some(effect) = effect.filter(|effect| (self.script.counts)(&effect.name)) else { return };
-        if (self.trace.struck.is_none() || self.script.goes_on) && self.pending.is_none() && thread == self.main {
+        // While a call of libvirt's is made by a thread of its own the main thread waits for it.
+        let is_quiet = thread == self.main || effect.name.starts_with("libvirt ");
+        if (self.trace.struck.is_none() || self.script.goes_on) && self.pending.is_none() && is_quiet {
             (self.script.meanwhile)(&effect.name);
         }
         let number = self.trace.effects.len();

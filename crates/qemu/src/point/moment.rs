@@ -109,6 +109,12 @@ impl<'a> Stillness<'a> {
         self.mark(PAUSED)?;
         let announced = self.watchdog.as_mut().map_or(Ok(()), |watchdog| watchdog.pausing(PAUSE_MAX));
         announced.or_else(|error| self.unmark(PAUSED).and(Err(error)))?;
+        // Whoever has paused the VM since is not resumed by us. In the milliseconds of our own pause nobody can tell the two apart.
+        if status(self.qmp)? != "running" {
+            drop(self.watchdog.as_mut().map(Watchdog::running));
+            self.unmark(PAUSED)?;
+            return work(self.qmp);
+        }
         let since = Instant::now();
         // QEMU works in order: a stop whose answer is late comes before the cont.
         let result = self.qmp.run("stop", Value::Null).and_then(|()| work(self.qmp));
