@@ -1,7 +1,6 @@
 //! libvirtd, QEMU or keepmark dies, and libvirt's memory is lost: the next backup succeeds without hands and is right.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use keepmark_testkit::Domain;
 use keepmark_testkit::process::wait_for;
@@ -103,7 +102,9 @@ fn libvirtd_dies_while_it_prepares_a_backup() {
     let run = stage.keepmark.spawn(&["backup", "vm", "--json"]);
     soon("a scratch image", || stage.has_scratch_image());
     kill_process(qemu, Signal::STOP).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    // The scratch images are there before libvirt is asked to begin.
+    let status = stage.host.dir().join("run/qemu/vm.xml");
+    soon("libvirt's backup job", || std::fs::read_to_string(&status).is_ok_and(|text| text.contains("async='backup'")));
     stage.host.kill_libvirtd();
     kill_process(qemu, Signal::CONT).unwrap();
     assert_eq!(bitmaps(), before, "QEMU's transaction had come already");
