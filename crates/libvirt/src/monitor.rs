@@ -145,7 +145,7 @@ pub(crate) struct DomainClaim {
 impl DomainClaim {
     /// Claims the VM, if nobody else has; none where QEMU cannot be passed a file through this libvirt.
     pub(crate) fn take(link: &Link) -> Result<Option<Self>> {
-        let link = Link::open(Some(link.uri()), link.uuid())?;
+        let link = link.again()?;
         let subject = link.name().to_owned();
         let is_impossible = |error: &Error| !matches!(error, Error::Unreachable { .. });
         match Claim::take(&subject, &mut |command, arguments, open| say(&link, command, &arguments, open), is_impossible)? {
