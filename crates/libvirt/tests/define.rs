@@ -1,7 +1,7 @@
 //! Defining a domain on a libvirtd of the test's own: what happened since the plan was made is not overlooked.
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
-use keepmark_libvirt::define::{Destination, Order, Plan};
+use keepmark_libvirt::define::{Allow, Destination, Order, Plan};
 use keepmark_model::manifest::Manifest;
 use keepmark_model::seam::{BackupReader, Piece, Result};
 use keepmark_model::{ChunkIndex, DiskName, Extents};
@@ -59,7 +59,9 @@ fn a_restarted_libvirtd_is_found_again_and_a_domain_made_meanwhile_is_not_replac
     let backup = Diskless::of(host.virsh(&["dumpxml", "--inactive", "vm"]));
     host.virsh(&["undefine", "vm"]);
     let plan = |folder: &str| -> Plan {
-        let order = Order { name: "vm".into(), uri: Some(host.uri()), to: Some(dir.path().join(folder)), ..Order::default() };
+        // The tests' domains have a console on a socket.
+        let allowed = [Allow::Socket].into();
+        let order = Order { name: "vm".into(), uri: Some(host.uri()), to: Some(dir.path().join(folder)), allowed, ..Order::default() };
         Destination::open(order).unwrap().plan(&backup, Vec::new(), &mut || 1).unwrap()
     };
     let (first, second) = (plan("first"), plan("second"));

@@ -202,5 +202,5 @@ fn an_image_that_was_moved_or_renamed_goes_on_and_a_copy_of_it_is_read_whole() {
     std::fs::rename(&moved[0].file, &renamed[0].file).unwrap();
     stage.off(&renamed, is("incremental", &[]));
     std::fs::copy(&renamed[0].file, &moved[0].file).unwrap();
-    stage.off(&moved, is("resync", &["is another file"]));
+    stage.off(&moved, is("resync", &["the file was copied"]));
 }
