@@ -73,8 +73,8 @@ fn a_push_goes_on_while_the_guest_overwrites_what_it_copies() {
     let mut qemu = lab.one_disk();
     let through = lab.witness(&qemu);
     let running = lab.keepmark.spawn(&["backup", &through.vm(), "--json"]);
-    // A guest does not write while it stands still, and the witness is copied then.
-    let is_fixed = |qemu: &mut Qemu| our_bitmaps(qemu).iter().any(|name| name.starts_with("km1-")) && qemu.status() == "running";
+    // A guest does not write while it stands still, and the witness is copied then. The new bitmap is there before.
+    let is_fixed = |qemu: &mut Qemu| qemu.node_of("vda").starts_with("km1tmp-") && qemu.status() == "running";
     wait_for("the moment to be fixed", Duration::from_secs(30), || is_fixed(&mut qemu).then_some(()));
     for turn in 0..60 {
         qemu.write("vda", 20 + turn, MIB + u64::from(turn) * 128 * 1024, 64 << 10);
