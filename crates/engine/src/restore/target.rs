@@ -121,7 +121,7 @@ fn make(folder: &HeldFolder, name: &str) -> Result<(String, File)> {
                 if shares_locks(&file) {
                     return Ok((temporary, file));
                 }
-                file.lock().map_err(|source| io_error("lock", &folder.path().join(&temporary), source))?;
+                file.lock().map_err(|source| io_error("lock a new file in", folder.path(), source))?;
                 // Somebody who swept may have taken it for a dead one's before it was locked.
                 if folder.has(&temporary, &file) {
                     return Ok((temporary, file));
@@ -129,7 +129,7 @@ fn make(folder: &HeldFolder, name: &str) -> Result<(String, File)> {
             }
         }
     }
-    Err(Error::Target { path: folder.path().join(name), why: "there are too many unfinished files beside it".into() }.into())
+    Err(Error::Target { path: folder.path().to_owned(), why: "there are too many unfinished files in it".into() }.into())
 }
 
 // There nothing tells a living restore's file from a dead one's, so none is swept.
