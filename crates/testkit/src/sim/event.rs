@@ -185,7 +185,10 @@ impl World {
             }
             EventKind::Convert | EventKind::ConvertWithBitmaps if closed => {
                 // The new file takes the old one's name.
-                disk.rewrite(2 * FIRST_IMAGE + path, Format::Qcow2, cluster, event.kind == EventKind::ConvertWithBitmaps);
+                // Where nothing tells files apart but their names, exchanged ones of one name cannot be told: a stated limit (decision 3).
+                let is_told = disk.layers.iter().all(super::image::Layer::is_told);
+                let path = if is_told { 2 * FIRST_IMAGE + path } else { path };
+                disk.rewrite(path, Format::Qcow2, cluster, event.kind == EventKind::ConvertWithBitmaps);
                 false
             }
             EventKind::Copy if free => {
