@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use keepmark_model::opening::ImageFormat;
 use keepmark_model::seam::Hypervisor;
 use keepmark_qemu::{Live, LiveOptions, Offline, OfflineOptions, Said};
 use keepmark_testkit::conformance::{Bench, Machines, Meets, Reach, SCENARIOS, Scenario, Simulated, conform};
@@ -14,9 +15,11 @@ fn driver(reach: Reach<'_>, folder: &Path) -> Box<dyn Hypervisor> {
             Box::new(Live::connect(LiveOptions::new(socket, folder.join("scratch"), folder.join("run"))).or_fail("connecting"))
         }
         Reach::Images(images) => {
+            let format = |file: &Path| if file.to_string_lossy().contains(".qcow2") { ImageFormat::Qcow2 } else { ImageFormat::Raw };
+            let formats = images.iter().map(|(name, file)| (Some(name.to_string()), format(file))).collect();
             let images = images.iter().map(|(name, file)| (Some(name.clone()), file.clone())).collect();
-            // Scenarios lay images on others.
-            let said = Said::Operator { formats: Vec::new(), trust_chain: true };
+            // Scenarios lay images on others, and number their files.
+            let said = Said::Operator { formats, trust_chain: true };
             Box::new(Offline::open(OfflineOptions { said, ..OfflineOptions::new(images, folder.join("run")) }).or_fail("opening images"))
         }
     }
