@@ -309,6 +309,11 @@ impl World {
         let store = self.stores.get(run.store).map(|store| store.id.clone());
         let is_own = |checkpoint: &CheckpointName| store.as_ref().is_some_and(|store| checkpoint.is_for(store));
         for (name, checkpoint) in run.since.iter().filter(|before| !since.contains(before) && is_own(&before.1)) {
+            // Open: QEMU refuses the whole removal while somebody else's job holds the checkpoint on any disk. That is a finding, and until
+            // the operator removes it the checkpoint stays.
+            if self.machines[machine].bitmaps().any(|bitmap| bitmap.name == checkpoint.as_str() && bitmap.busy) {
+                continue;
+            }
             let disks = self.machines[machine].disks.iter_mut().filter(|disk| disk.name == *name);
             // One that an image below has cannot be removed, and comes to life again by a commit with bitmaps.
             let bitmaps = disks.filter_map(|disk| disk.layers.first_mut()).flat_map(|layer| &mut layer.bitmaps);
