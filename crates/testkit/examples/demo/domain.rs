@@ -30,7 +30,7 @@ pub fn tell(screen: &Screen, lab: &Lab) {
     // The demonstration's own console is on a socket; a machine as virt-install makes it needs no word.
     let to = to.display().to_string();
     keepmark.ok(&["restore", &backup, "--define", DOMAIN, "--allow", "socket", "--to", &to, "--start"]);
-    screen.line("operator", &format!("keepmark restore {backup} --define {DOMAIN} --to FOLDER --start"));
+    screen.line("operator", &format!("keepmark restore {backup} --define {DOMAIN} --allow socket --to FOLDER --start"));
     let again = host.defined(DOMAIN);
     check_back(&again, &sums);
     screen.right(&format!("it runs again after {}: its files have their checksums", seconds(started.elapsed())));
